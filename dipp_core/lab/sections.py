@@ -1,0 +1,70 @@
+"""The schema of every section of params.yaml: one class a notebook, in reading order.
+
+No field has a default: params.yaml holds every number, this file only says which ones are allowed.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from dipp_core.lab.config import Section
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class StartHere(Section):
+    sigma: Positive
+    samples: Annotated[int, Field(ge=10, le=100_000)]
+
+
+class ScoresAndOneStepGenerators(Section):
+    schedules_shown: Annotated[list[Literal["vp_continuous", "sd15", "pixart", "edm"]], Field(min_length=1)]
+    hidden: Count
+    seeds: Annotated[int, Field(ge=2, le=64)]
+    batch: Count
+    steps: Count
+    lr: Positive
+    test_points: Annotated[int, Field(ge=100)]
+
+
+class IntegralKl(Section):
+    levels: Annotated[int, Field(ge=2)]
+    whitened: Annotated[int, Field(ge=20)]
+    term_samples: Annotated[int, Field(ge=1000)]
+    mc_sizes: Annotated[list[Annotated[int, Field(ge=1000)]], Field(min_length=2)]
+    mc_repeats: Count
+    descent_steps: Annotated[int, Field(ge=100)]
+    lr: Positive
+
+
+class GuidanceIsAReward(Section):
+    alpha_cfg: Positive
+    levels: Annotated[int, Field(ge=2)]
+    samples: Annotated[int, Field(ge=10)]
+
+
+class ScoreDivergence(Section):
+    huber_c: Positive
+    alpha_cfg: Positive
+    levels: Annotated[int, Field(ge=2)]
+    repeats: Count
+    draws: Annotated[int, Field(ge=10_000)]
+
+
+class WhereIsTheOptimum(Section):
+    levels: Annotated[int, Field(ge=2)]
+    beta: Annotated[list[Positive], Field(min_length=1)]
+    descent_steps: Annotated[int, Field(ge=10)]
+    huber_c: Positive
+    huber_steps: Annotated[int, Field(ge=10)]
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "start_here": StartHere,
+    "scores_and_one_step_generators": ScoresAndOneStepGenerators,
+    "integral_kl": IntegralKl,
+    "guidance_is_a_reward": GuidanceIsAReward,
+    "score_divergence": ScoreDivergence,
+    "where_is_the_optimum": WhereIsTheOptimum,
+}
