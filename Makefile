@@ -1,8 +1,6 @@
 # Every target first sets up .venv (once, see dipp_core/lab/environment.py); nothing needs activation.
 PYTHON ?= python3
 BIN := .venv/bin
-# dvc starts `python` from the PATH; the path of this folder may contain spaces
-IN_VENV = PATH="$(CURDIR)/$(BIN):$$PATH"
 # threads that spin while they wait make small networks ten times slower on a machine that does other work too
 export OMP_WAIT_POLICY := PASSIVE
 .DEFAULT_GOAL := help
@@ -16,17 +14,17 @@ setup:
 
 repro: setup  ## set up, then regenerate every figure and table that is out of date
 	@$(BIN)/python -m dipp_core.lab.config
-	$(IN_VENV) $(BIN)/python -m dvc repro
+	$(BIN)/python -m dvc repro
 
 test: setup lint  ## set up, then lint and run every test
-	$(IN_VENV) $(BIN)/python -m pytest
+	$(BIN)/python -m pytest
 
 lint: setup  ## check style, formatting, and that notebooks are committed without outputs
 	$(BIN)/ruff check && $(BIN)/ruff format --check
 	$(BIN)/python -m dipp_core.lab.notebook lint
 
 lab: setup  ## open JupyterLab in the environment
-	$(IN_VENV) JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyterlab --notebook-dir=notebooks
+	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyterlab --notebook-dir=notebooks
 
 bench: setup  ## measure what a training step costs against the network passes it is made of
 	$(BIN)/python -m dipp_core.lab.bench

@@ -7,6 +7,7 @@ so exploring never touches a published result.
 import dataclasses
 import io
 import json
+import logging
 import math
 import os
 import pathlib
@@ -63,6 +64,7 @@ def use_style() -> None:
     """Set the one style of all figures, whatever the reader's own matplotlibrc says."""
     matplotlib.rcdefaults()
     matplotlib.rcParams.update(STYLE)
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it remarks on the dates of matplotlib's own fonts
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> pathlib.Path:

@@ -38,6 +38,24 @@ class IntegralKl(Section):
     lr: Positive
 
 
+class AligningWithAReward(Section):
+    levels: Annotated[int, Field(ge=2)]
+    whitened: Annotated[int, Field(ge=8)]
+    descent_steps: Count
+    hidden: Count
+    batch: Count
+    gen_lr: Positive
+    ta_lr: Positive
+    pretrain_steps: Count
+    distil_steps: Count
+    align_steps: Annotated[int, Field(ge=20)]
+    align_batch: Count
+    family_steps: Count
+    alphas: Annotated[list[Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=2, max_length=6)]
+    huber_c: Positive
+    test_points: Annotated[int, Field(ge=100)]
+
+
 class GuidanceIsAReward(Section):
     alpha_cfg: Positive
     levels: Annotated[int, Field(ge=2)]
@@ -64,6 +82,7 @@ SECTIONS: dict[str, type[Section]] = {
     "start_here": StartHere,
     "scores_and_one_step_generators": ScoresAndOneStepGenerators,
     "integral_kl": IntegralKl,
+    "aligning_with_a_reward": AligningWithAReward,
     "guidance_is_a_reward": GuidanceIsAReward,
     "score_divergence": ScoreDivergence,
     "where_is_the_optimum": WhereIsTheOptimum,
