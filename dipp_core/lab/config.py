@@ -155,7 +155,7 @@ def read_pairs(pairs: list[str]) -> dict:
 
 
 def check() -> dict:
-    """Validate all of params.yaml at its scale; returns the raw content."""
+    """Validate all of params.yaml, at every scale; returns the raw content."""
     content = read()
     schemas, problems = sections(), []
     for name in content:
@@ -169,12 +169,13 @@ def check() -> dict:
     except ConfigError as error:
         raise ConfigError("\n".join([*problems, str(error)])) from None
     for name in schemas:
-        try:
-            section(name)
-        except ConfigError as error:
-            problems.append(str(error))
+        for scale in SCALES:
+            try:
+                section(name, {"scale": scale})
+            except ConfigError as error:
+                problems += str(error).splitlines()
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join(dict.fromkeys(problems)))  # a mistake is the same at every scale: say it once
     return content
 
 

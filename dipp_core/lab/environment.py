@@ -222,9 +222,9 @@ def set_up():
             return
         shutil.rmtree(OLD_VENV, ignore_errors=True)
         if VENV.exists():
-            if not (READY.exists() or UNFINISHED.exists()):
+            if any(VENV.iterdir()) and not (READY.exists() or UNFINISHED.exists()):
                 fail(".venv exists and was not made by this set-up; move it away or delete it, then the same command")
-            say("an interrupted set-up was found; starting over" if UNFINISHED.exists() else "the lock has changed")
+            say("the lock has changed" if READY.exists() else "an interrupted set-up was found; starting over")
             VENV.rename(OLD_VENV)  # atomic: an interrupted removal never leaves half an environment behind
         shutil.rmtree(OLD_VENV, ignore_errors=True)
         say(f"making {VENV}")

@@ -29,7 +29,7 @@ def write(stage: str, state: dict, start: float, path: pathlib.Path) -> None:
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     content = {
         "stage": stage,
-        "commit": machine.command_output("git", "rev-parse", "HEAD") or None,
+        "commit": machine.command_output("git", "rev-parse", "--verify", "--quiet", "HEAD") or None,
         "uncommitted_changes": bool(
             machine.command_output("git", "status", "--porcelain", "--", "dipp_core", "notebooks", "params.yaml")
         ),

@@ -125,7 +125,8 @@ def declared(stage: str) -> list[str]:
     pipeline = config.root() / "dvc.yaml"
     content = YAML(typ="safe").load(pipeline.read_text()) if pipeline.is_file() else {}
     entry = content.get("stages", {}).get(stage, {})
-    return [name for name in entry.get("deps", []) if name.startswith(("dipp_core", "data/", ".work/sources"))]
+    edited = ("dipp_core", "data/", "requirements.lock", ".work/sources")
+    return [name for name in entry.get("deps", []) if name.startswith(edited)]
 
 
 def _files(name: str) -> list[pathlib.Path]:

@@ -1,0 +1,143 @@
+"""Every notebook, at smoke scale, through the runner that the pipeline uses."""
+
+import html.parser
+import json
+import math
+import os
+import pathlib
+import re
+from unittest import mock
+
+import pytest
+
+from dipp_core.lab import notebook
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+STAGES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+LOADING = {"src", "srcset", "data", "poster", "background"}  # attributes that make a browser fetch something
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def run(request, tmp_path_factory):
+    """One notebook after its run: (stage, folder of its results)."""
+    reports = tmp_path_factory.mktemp("reports")
+    with mock.patch.dict(os.environ):
+        notebook.run(request.param, {"scale": "smoke"}, reports=reports)
+    return request.param, reports
+
+
+def numbers(value):
+    """All numbers in a JSON value."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for inner in value for number in numbers(inner)]
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would do with a page: which elements it has, what it fetches, where its links lead."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.fetched, self.links, self.pictures = set(), [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.elements.add(tag)
+        self.fetched += [value for name, value in attrs.items() if name in LOADING and not value.startswith("data:")]
+        self.links += [attrs["href"]] if tag == "a" and "href" in attrs else []
+        self.pictures += [attrs] if tag == "img" else []
+
+
+def page_of(run) -> tuple[str, Page]:
+    stage, reports = run
+    text = (reports / f"notebooks/{stage}.html").read_text()
+    return text, Page(text)
+
+
+def test_there_are_notebooks():
+    assert STAGES
+
+
+def test_a_notebook_publishes_everything(run):
+    stage, reports = run
+    assert {path.suffix for path in (reports / "figures" / stage).iterdir()} == {".png", ".pdf"}
+    assert {path.suffix for path in (reports / "tables" / stage).iterdir()} == {".csv"}
+    for name in (f"metrics/{stage}.json", f"notebooks/{stage}.html", f"manifests/{stage}.json"):
+        assert (reports / name).stat().st_size > 0
+
+
+def test_every_figure_is_there_as_png_and_as_pdf(run):
+    stage, reports = run
+    names = {
+        suffix: {path.stem for path in (reports / "figures" / stage).glob(f"*{suffix}")} for suffix in (".png", ".pdf")
+    }
+    assert names[".png"] == names[".pdf"]
+
+
+def test_metrics_are_numbers_and_finite(run):
+    stage, reports = run
+    found = numbers(json.loads((reports / f"metrics/{stage}.json").read_text()))
+    assert found
+    assert all(map(math.isfinite, found))
+
+
+def test_tables_have_a_heading_and_rows_of_one_length(run):
+    import pandas as pd
+
+    stage, reports = run
+    for path in (reports / "tables" / stage).glob("*.csv"):
+        frame = pd.read_csv(path)
+        assert len(frame) > 0
+        assert all(frame.columns.str.len() > 0)
+
+
+def test_the_manifest_is_of_this_run(run):
+    stage, reports = run
+    content = json.loads((reports / f"manifests/{stage}.json").read_text())
+    assert (content["stage"], content["scale"]) == (stage, "smoke")
+
+
+def test_the_page_needs_no_network_and_runs_nothing(run):
+    text, page = page_of(run)
+    assert not page.elements & {"script", "link", "iframe", "object", "embed", "base"}
+    assert [name for name in page.fetched if not name.startswith("../figures/")] == []
+    assert "@import" not in text
+    assert "url(" not in text
+
+
+def test_the_pictures_of_the_page_are_the_published_ones_and_have_words(run):
+    stage, reports = run
+    pictures = page_of(run)[1].pictures
+    shown = {attrs["src"] for attrs in pictures}
+    published = {f"../figures/{stage}/{path.name}" for path in (reports / "figures" / stage).glob("*.png")}
+    assert published <= shown
+    assert [attrs["src"][:80] for attrs in pictures if not attrs.get("alt")] == []
+
+
+def test_links_of_the_page_lead_somewhere(run):
+    """Into the checkout, to the page of another notebook, or to the web."""
+    text, page = page_of(run)
+    for link in page.links:
+        path, _, anchor = link.partition("#")
+        if path.startswith(("https://", "mailto:")):
+            continue
+        if not path:
+            assert f'id="{anchor}"' in text, link
+        elif path.endswith(".html") and "/" not in path:
+            assert path.removesuffix(".html") in STAGES, link
+        elif not path.startswith("../figures/") and not path.startswith("../tables/"):
+            assert (ROOT / "reports/notebooks" / path).resolve().exists(), link
+
+
+def test_the_page_shows_no_error_and_no_warning(run):
+    body = page_of(run)[0].split("<main>")[1]
+    assert re.findall(r"Traceback \(most recent.*|\w+Warning: .*", body) == []
+
+
+def test_formulas_are_not_left_as_tex(run):
+    text, page = page_of(run)
+    assert "math" in page.elements
+    assert "$$" not in text

@@ -1,0 +1,270 @@
+"""The pipeline, as `dvc` runs it, in a small checkout under git whose dvc.yaml has the form of the real one.
+
+The checkout is built the hard way, once: its first run is refused a rival, killed in the middle of the second
+notebook, and continued by the next run. Every test then works on a copy of its own.
+"""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import nbformat
+import pytest
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and waits for its parent does not."""
+    try:
+        os.kill(pid, 0)
+        return "zombie" not in pathlib.Path(f"/proc/{pid}/status").read_text()
+    except ProcessLookupError:
+        return False
+    except FileNotFoundError:  # no /proc on this system
+        return True
+
+
+def wait(condition, seconds: float = 60) -> bool:
+    """Whether the condition came true in time; generous, since nothing here measures speed."""
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.05)
+    return bool(condition())
+
+
+def number_in(path: pathlib.Path) -> int:
+    return int(path.read_text() or 0) if path.exists() else 0
+
+
+@pytest.fixture(scope="module")
+def story(small_checkout, tmp_path_factory):
+    """The first run of a new checkout and what became of it: `root`, and what was seen on the way."""
+    small = small_checkout(tmp_path_factory.mktemp("pipeline"))
+    small.git("init", "-q")
+    for name in ("metrics/02_count.json", "figures/02_count/dots.txt"):
+        (small / "reports" / name).parent.mkdir(parents=True)
+        (small / "reports" / name).write_text("old")
+    seen = types.SimpleNamespace(small=small)
+
+    (small / "gate").mkdir()
+    first = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro"],
+        cwd=small.root,
+        env=small.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        assert wait(lambda: number_in(small / "gate/kernel"), 120), "the second notebook never began to count"
+        runner, kernel = number_in(small / ".work/runs/02_count.lock"), number_in(small / "gate/kernel")
+        seen.rival = small.dvc("repro")
+        seen.both_ran = alive(runner) and alive(kernel)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)  # dvc and the runner; the kernel has a session of its own
+        first.wait()
+    seen.ended = wait(lambda: not alive(runner)), wait(lambda: not alive(kernel))
+    seen.after_kill = small.published()
+
+    shutil.rmtree(small / "gate")
+    seen.next = small.dvc("repro")
+    small.git("add", "-A")
+    small.git("commit", "-qm", "all results")
+    return seen
+
+
+@pytest.fixture
+def small(story, tmp_path):
+    """A copy of the finished checkout."""
+    folder = tmp_path / story.small.root.name
+    shutil.copytree(story.small.root, folder, symlinks=True)
+    return type(story.small)(folder)
+
+
+def stale(small, monkeypatch) -> set[str]:
+    """The stages that `dvc status` calls changed."""
+    from dvc.repo import Repo
+
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", small.environment()["DVC_SITE_CACHE_DIR"])
+    monkeypatch.chdir(small.root)
+    with Repo() as repo:
+        return set(repo.status())
+
+
+def touch_code(small, name):
+    (small / name).write_text((small / name).read_text() + "\n# a comment more\n")
+
+
+# ------------------------------------------------------------------------------------- killed, refused, and continued
+
+
+def test_a_second_run_is_refused_in_so_many_words(story):
+    assert story.both_ran
+    assert story.rival.returncode != 0
+    assert re.search(r"is busy, it is being blocked by:\s+\(PID \d+\).*repro", story.rival.stderr)
+
+
+def test_killing_a_run_ends_its_kernel_too(story):
+    assert story.ended == (True, True)
+
+
+def test_killing_a_run_keeps_the_stages_before(story):
+    assert {name for name in story.after_kill if "01_draw" in name} == {
+        "figures/01_draw/curve.pdf",
+        "figures/01_draw/curve.png",
+        "manifests/01_draw.json",
+        "metrics/01_draw.json",
+        "notebooks/01_draw.html",
+        "tables/01_draw/curve.csv",
+    }
+
+
+def test_killing_a_run_leaves_the_old_results_of_its_stage_and_nothing_half_written(story):
+    found = {name: content for name, content in story.after_kill.items() if "01_draw" not in name}
+    assert found == {"metrics/02_count.json": b"old", "figures/02_count/dots.txt": b"old"}
+
+
+def test_the_run_after_a_killed_one_does_only_the_rest(story, stages_run):
+    assert (story.next.returncode, stages_run(story.next.stdout)) == (0, ["02_count"])
+    assert json.loads(story.small.published()["metrics/02_count.json"]) == {"count": 10}
+
+
+# ------------------------------------------------------------------------------------------------------ what is stale
+
+
+def test_a_second_run_does_nothing(small, stages_run):
+    times = {path: path.stat().st_mtime_ns for path in (small / "reports").rglob("*")}
+    done = small.dvc("repro")
+    assert (done.returncode, stages_run(done.stdout)) == (0, [])
+    assert {path: path.stat().st_mtime_ns for path in (small / "reports").rglob("*")} == times
+    assert small.git("status", "--porcelain") == ""
+
+
+def test_opening_running_and_saving_notebooks_makes_no_notebook_stale(small, stages_run):
+    for path in (small / "notebooks").glob("*.ipynb"):
+        notebook = nbformat.read(path, as_version=4)
+        notebook.nbformat_minor = 5
+        notebook.metadata["language_info"] = {"name": "python", "version": "3.12.1"}
+        for number, cell in enumerate(notebook.cells):
+            cell.id = f"random{number}"
+            if cell.cell_type == "code":
+                cell.execution_count = 7
+                cell.outputs = [nbformat.v4.new_output("stream", text="3.14\n")]
+        nbformat.write(notebook, path)
+    (small / "notebooks/.ipynb_checkpoints").mkdir()
+    (small / "notebooks/.ipynb_checkpoints/01_draw-checkpoint.ipynb").write_text("{}")
+    done = small.dvc("repro")
+    assert done.returncode == 0
+    assert set(stages_run(done.stdout)) <= {"sources"}
+    assert small.git("status", "--porcelain", "reports") == ""
+
+
+def test_a_comment_in_a_code_cell_makes_its_notebook_stale_and_no_other(small, monkeypatch):
+    small.edit("notebooks/02_count.ipynb", "# counts", "# counts on")
+    assert small.command(sys.executable, "-m", "dipp_core.lab.notebook", "clean").returncode == 0
+    assert stale(small, monkeypatch) == {"sources", "02_count"}
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("dipp_core/alpha.py", {"01_draw"}),
+        ("dipp_core/beta.py", {"02_count"}),
+        ("dipp_core/lab/config.py", {"01_draw", "02_count"}),
+        ("dipp_core/lab/report.py", {"01_draw"}),
+        ("dipp_core/lab/sections.py", set()),
+        ("dipp_core/unused.py", set()),
+    ],
+)
+def test_a_library_file_makes_stale_the_stages_that_import_it(small, monkeypatch, name, stages):
+    assert stale(small, monkeypatch) == set()
+    touch_code(small, name)
+    assert stale(small, monkeypatch) == stages
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "stages"),
+    [
+        ("steps: 5", "steps: 6", {"02_count"}),
+        ("mini: 5", "mini: 6", {"01_draw"}),
+        ("seed: 0", "seed: 1", {"01_draw", "02_count"}),
+        ("threads: 1", "threads: 2", {"01_draw", "02_count"}),
+        ("# how far", "# up to where", set()),
+    ],
+)
+def test_a_value_makes_stale_the_stages_that_read_it(small, monkeypatch, old, new, stages):
+    small.edit("params.yaml", old, new)
+    assert stale(small, monkeypatch) == stages
+
+
+def test_an_edited_manifest_makes_nothing_stale(small, monkeypatch):
+    (small / "reports/manifests/01_draw.json").write_text("{}")
+    assert stale(small, monkeypatch) == set()
+
+
+def test_a_lost_result_makes_its_stage_stale(small, monkeypatch):
+    (small / "reports/tables/01_draw/curve.csv").unlink()
+    assert stale(small, monkeypatch) == {"01_draw"}
+
+
+def test_lost_cleaned_sources_are_made_again_and_no_notebook_runs(small, stages_run):
+    shutil.rmtree(small / ".work")
+    done = small.dvc("repro")
+    assert (done.returncode, stages_run(done.stdout)) == (0, ["sources"])
+
+
+# ---------------------------------------------------------------------------------------------------- what comes out
+
+
+def test_the_same_commit_run_again_gives_the_same_bytes(small, stages_run):
+    """Git sees no difference in any figure, table, metric or page, nor in dvc.lock: only the manifests carry times."""
+    shutil.rmtree(small / "reports")
+    small.git("checkout", "--", "reports/*02_count*")
+    done = small.dvc("repro", "--force", "--single-item", "01_draw")
+    assert (done.returncode, stages_run(done.stdout)) == (0, ["01_draw"])
+    assert set(small.git("ls-files", "reports").split()) == {f"reports/{name}" for name in small.published()}
+    assert small.git("diff", "--name-only").split() == ["reports/manifests/01_draw.json"]
+
+
+def test_results_are_committed_to_git_and_none_to_the_cache(small):
+    assert not (small / ".dvc/cache/files").exists()
+
+
+def test_an_experiment_changes_a_value_for_one_run(small, stages_run):
+    done = small.dvc("exp", "run", "-S", "count.steps=4", "02_count")
+    assert (done.returncode, stages_run(done.stdout)) == (0, ["02_count"])
+    assert "  steps: 4  # how far to count" in (small / "params.yaml").read_text()
+    difference = json.loads(small.dvc("metrics", "diff", "--json").stdout)
+    assert difference == {"reports/metrics/02_count.json": {"count": {"old": 10, "new": 6, "diff": -4}}}
+
+
+def test_plots_shows_the_figures_without_network(small):
+    done = small.dvc("plots", "show")
+    assert done.returncode == 0
+    shown = re.search(r"src=\"(static/[^\"]+\.png)\"", (small / "dvc_plots/index.html").read_text())
+    assert (small / "dvc_plots" / shown[1]).read_bytes() == (small / "reports/figures/01_draw/curve.png").read_bytes()
+
+
+def test_a_full_disk_is_one_line_and_changes_no_result(small):
+    """A real one: the folder for unfinished work on a file system of 1 MB."""
+    small.set_cell("02_count", 5, "total = 10**6")  # dots
+    mount = "mount -t tmpfs -o size=1m none .work"
+    if subprocess.run(["unshare", "-rm", "sh", "-c", mount], cwd=small.root, capture_output=True).returncode:
+        pytest.skip("this system does not let the test mount a small file system")
+    run = f"{mount} && exec {sys.executable} -m dipp_core.lab.notebook run 02_count"
+    done = small.command("unshare", "-rm", "sh", "-c", run)
+    line = "the disk is full: free some space and run again; nothing of this stage was published"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, line)
+    assert small.git("status", "--porcelain", "reports", "dvc.lock") == ""
+
+
+def test_nothing_is_reported_to_anyone(checkout):
+    config = (checkout / ".dvc/config").read_text()
+    assert "analytics = false" in config
+    assert "check_update = false" in config
