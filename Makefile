@@ -24,11 +24,11 @@ lint: setup  ## check style, formatting, and that notebooks are committed withou
 	$(BIN)/python -m dipp_core.lab.notebook lint
 
 lab: setup  ## open JupyterLab in the environment
-	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyterlab --notebook-dir=notebooks
+	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyterlab --ServerApp.root_dir=. notebooks/00_start_here.ipynb
 
 bench: setup  ## measure what a training step costs against the network passes it is made of
 	$(BIN)/python -m dipp_core.lab.bench
 
 clean:  ## remove caches and unfinished work; keeps .venv, notebooks and reports
-	rm -rf .work .pytest_cache .ruff_cache dvc_plots reports/scratch ./*.egg-info
+	rm -rf .work/runs .work/failed .work/sources .pytest_cache .ruff_cache dvc_plots reports/scratch ./*.egg-info
 	find dipp_core tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -98,7 +98,7 @@ def test_every_file_says_what_it_is_for(name):
 
 
 def test_every_notebook_has_its_stage_and_every_stage_its_notebook():
-    assert list(PIPELINE["stages"]) == ["sources", *STAGES]
+    assert list(PIPELINE["stages"]) == ["sources", *STAGES, "contents"]
 
 
 def test_every_notebook_has_its_section_and_every_section_its_notebook():

@@ -21,13 +21,8 @@ import pytest
 
 def alive(pid: int) -> bool:
     """Whether a process runs; one that has ended and waits for its parent does not."""
-    try:
-        os.kill(pid, 0)
-        return "zombie" not in pathlib.Path(f"/proc/{pid}/status").read_text()
-    except ProcessLookupError:
-        return False
-    except FileNotFoundError:  # no /proc on this system
-        return True
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")
 
 
 def wait(condition, seconds: float = 60) -> bool:
@@ -214,9 +209,16 @@ def test_a_lost_result_makes_its_stage_stale(small, monkeypatch):
 
 
 def test_lost_cleaned_sources_are_made_again_and_no_notebook_runs(small, stages_run):
-    shutil.rmtree(small / ".work")
+    shutil.rmtree(small / ".work/sources")
     done = small.dvc("repro")
     assert (done.returncode, stages_run(done.stdout)) == (0, ["sources"])
+
+
+def test_a_fresh_clone_makes_everything_itself(small, stages_run, tmp_path):
+    """The published results are there, but this machine has not made them yet."""
+    small.git("clone", "-q", str(small.root), str(tmp_path / "clone"))
+    status = small.command(sys.executable, "-m", "dvc", "-C", str(tmp_path / "clone"), "status").stdout
+    assert all(f".work/made/{stage}" in status for stage in ("01_draw", "02_count"))
 
 
 # ---------------------------------------------------------------------------------------------------- what comes out

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dipp_core.lab import config
-from dipp_core.method import algorithm, schedule, scores
+from dipp_core.method import algorithm, schedule, scores, staged
 from dipp_core.method.generator import OneStepGenerator, trainable_copy
 from dipp_core.worlds import plane
 
@@ -43,17 +43,17 @@ def reward(x0: Tensor, cond: Tensor) -> Tensor:
 
 def raw_passes(ref: torch.nn.Module, ta: torch.nn.Module, gen: OneStepGenerator) -> dict[str, Callable[[], None]]:
     """Every pass alone, on data of the step's shape."""
-    x, t = torch.randn(1, BATCH, 2), torch.rand(1, BATCH, dtype=torch.float64).clamp(0.1, 0.9)
-    cond, leaf = torch.rand(1, BATCH, 3), torch.randn(1, BATCH, 2, requires_grad=True)
+    rng = torch.Generator().manual_seed(0)
+    x, cond = torch.randn(1, BATCH, 2, generator=rng), torch.rand(1, BATCH, 3, generator=rng)
+    t = 0.1 + 0.8 * torch.rand(1, BATCH, generator=rng, dtype=torch.float64)
+    leaf = torch.randn(1, BATCH, 2, generator=rng).requires_grad_()
 
     def learn(network: Callable[[], Tensor], parameters: list[Tensor]) -> None:
         torch.autograd.grad(network().square().sum(), parameters)
 
     def input_gradient(network: torch.nn.Module) -> None:
-        frozen = [parameter.requires_grad for parameter in network.parameters()]
-        network.requires_grad_(False)
-        torch.autograd.grad(network(leaf, t, cond).square().sum(), leaf)
-        network.requires_grad_(any(frozen))
+        with staged.frozen([parameter for parameter in network.parameters() if parameter.requires_grad]):
+            torch.autograd.grad(network(leaf, t, cond).square().sum(), leaf)
 
     quiet = torch.no_grad()
     return {
@@ -73,7 +73,7 @@ def one_step(name: str, noise: schedule.NoiseSchedule, ref, ta, gen) -> Callable
     weight = schedule.sigma_power_weight(noise)
     settings = algorithm.preset(
         name, batch_shape=(1, BATCH), z_shape=(2,), time_sampler=schedule.uniform_time(0.1, 0.9), weight=weight,
-        ta_weight=weight, **({} if "rew" in name or name == "diff_instruct" else {"alpha_rew": 0.1}),
+        ta_weight=weight, **({"alpha_rew": 0.1} if name in ("dipp", "distar_in") else {}),
     )  # fmt: skip
     answer, assistant = (scores.score_model(network, noise, "eps") for network in (ref, ta))
     steps = algorithm.align(

@@ -45,15 +45,15 @@ SYMPTOMS = (
         "the disk is full: free at least 3 GB (8 GB with CUDA torch), then run the same command again",
     ),
     (
+        r"No interpreter found|Failed to download.*python|python-build-standalone|No download found",
+        "no Python 3.11 here and uv could not fetch one; install Python 3.11 (the lock is tested on no other), "
+        "then run `make PYTHON=python3.11 ...`",
+    ),
+    (
         r"dns error|error sending request|tcp connect error|client error \(Connect\)|operation timed out|"
         r"NewConnectionError|Network is unreachable|name resolution|Connection refused|ProxyError|ConnectTimeout",
         "no network: the package index cannot be reached; connect (or set PIP_INDEX_URL to a mirror), "
         "then run the same command again",
-    ),
-    (
-        r"No interpreter found|Failed to download.*python|python-build-standalone|No download found",
-        "no Python 3.11 here and uv could not fetch one; install Python 3.11 (the lock is tested on no other), "
-        "then run `make PYTHON=python3.11 ...`",
     ),
 )
 
@@ -65,9 +65,6 @@ def fail(message):
 
 def say(message):
     print(f"environment: {message}", flush=True)
-
-
-# ------------------------------------------------------------------------------------------------ what we start from
 
 
 def check_host(version=sys.version_info[:2], find_spec=importlib.util.find_spec, disk_usage=shutil.disk_usage):
@@ -97,17 +94,14 @@ def is_ready():
 
 @contextlib.contextmanager
 def one_at_a_time():
-    """Hold a lock on this file, so that two set-ups of one checkout do not write into each other."""
-    with open(__file__) as handle:
+    """Hold a lock, so that two set-ups of one checkout do not write into each other."""
+    with open(ROOT / ".venv.lock", "w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             say("another set-up of this checkout is running; waiting for it")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-# ---------------------------------------------------------------------------------------------------------- commands
 
 
 def command_environment():
@@ -122,6 +116,7 @@ def command_environment():
     for pip_name, uv_name in names.items():
         if env.get(pip_name):
             env.setdefault(uv_name, env[pip_name])
+    env.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")  # as pip does: the best version of all indexes
     return env
 
 
@@ -161,7 +156,7 @@ def must(*command, quiet=False):
 
 @contextlib.contextmanager
 def heartbeat(what):
-    """A progress line: on a terminal it counts the seconds in place; in a log it says when the work began."""
+    """A progress line: on a terminal it counts the seconds in place; in a log it says when the work begins."""
     stop, start = threading.Event(), time.monotonic()
 
     def beat():
@@ -171,14 +166,16 @@ def heartbeat(what):
     thread = threading.Thread(target=beat, daemon=True)
     if sys.stdout.isatty():
         thread.start()
+    else:
+        say(f"{what} ..")
     try:
         yield
     finally:
         stop.set()
+        if thread.is_alive():
+            thread.join()
+            print("\r\033[K", end="")
     say(f"{what}: {time.monotonic() - start:.0f} s")
-
-
-# ------------------------------------------------------------------------------------------------------------ set up
 
 
 def install_with_uv():
@@ -189,8 +186,8 @@ def install_with_uv():
     if code:
         fail_if_known(output)
         return False
-    version = ".".join(map(str, LOCKED_PYTHON))
-    must(UV, "venv", "--quiet", "--allow-existing", "--python", version, VENV)
+    locked = BASE_PYTHON if sys.version_info[:2] == LOCKED_PYTHON else ".".join(map(str, LOCKED_PYTHON))
+    must(UV, "venv", "--quiet", "--allow-existing", "--python", locked, VENV)
     with heartbeat("uv installs the packages of requirements.lock"):
         must(UV, "pip", "install", "--python", PYTHON, "-r", ROOT / "requirements.lock")
     must(UV, "pip", "install", "--quiet", "--python", PYTHON, "--no-deps", "--no-build-isolation", "-e", ROOT)
@@ -216,7 +213,6 @@ def set_up():
     """Bring `.venv` to the state of the lock; nothing to do is the common case."""
     if is_ready():
         return
-    check_host()
     with one_at_a_time():
         if is_ready():
             return
@@ -224,9 +220,12 @@ def set_up():
         if VENV.exists():
             if any(VENV.iterdir()) and not (READY.exists() or UNFINISHED.exists()):
                 fail(".venv exists and was not made by this set-up; move it away or delete it, then the same command")
-            say("the lock has changed" if READY.exists() else "an interrupted set-up was found; starting over")
+            say(
+                "the environment is out of date" if READY.exists() else "an interrupted set-up was found; starting over"
+            )
             VENV.rename(OLD_VENV)  # atomic: an interrupted removal never leaves half an environment behind
         shutil.rmtree(OLD_VENV, ignore_errors=True)
+        check_host()
         say(f"making {VENV}")
         VENV.mkdir()
         UNFINISHED.touch()

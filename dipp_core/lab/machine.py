@@ -9,15 +9,14 @@ import subprocess
 
 from dipp_core.lab import config
 
-GPU_MEMORY_GB = 24  # the smallest card that the full scale is meant for
-
 
 def command_output(*command: str) -> str:
-    """What a command prints, empty where it cannot be run."""
+    """What a command prints, empty where it cannot be run or fails."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, cwd=config.root(), timeout=20).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, cwd=config.root(), timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return ""
+    return "" if done.returncode else done.stdout.strip()
 
 
 def version(package: str) -> str | None:
@@ -30,13 +29,13 @@ def version(package: str) -> str | None:
 def gpus() -> list[tuple[str, float]]:
     """Name and memory in GB of every NVIDIA GPU."""
     query = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
-    lines = command_output(*query).splitlines() if shutil.which("nvidia-smi") else []
-    return [(name.strip(), float(mib) / 1024) for name, _, mib in (line.rpartition(",") for line in lines)]
+    printed = command_output(*query) if shutil.which("nvidia-smi") else ""
+    return [(name.strip(), int(mib) / 1024) for name, mib in re.findall(r"^(.+), (\d+)$", printed, re.M)]
 
 
-def device() -> str:
-    """The accelerators where there are any, else the processor."""
-    return " + ".join(name for name, _ in gpus()) or f"CPU, {platform.machine()}, {os.cpu_count()} cores"
+def describe() -> str:
+    """Processor and accelerators."""
+    return ", ".join([f"{platform.machine()} CPU, {os.cpu_count()} cores", *(name for name, _ in gpus())])
 
 
 def memory_gb() -> int:
@@ -57,11 +56,9 @@ def packages(names: list[str]) -> list[dict]:
 
 
 def scales() -> list[dict]:
-    """What every scale needs, and whether this machine has it."""
-    largest = max((memory for _, memory in gpus()), default=0.0)
-    full = "yes" if largest >= GPU_MEMORY_GB else f"no: {f'{largest:.0f} GB' if largest else 'no GPU'} here"
+    """The three scales and what they ask of a machine."""
     return [
-        {"scale": "smoke", "meant for": "the tests; seconds a notebook", "needs": "any CPU", "this machine": "yes"},
-        {"scale": "mini", "meant for": "reading and teaching; minutes", "needs": "2 cores", "this machine": "yes"},
-        {"scale": "full", "meant for": "more samples", "needs": f"a GPU, {GPU_MEMORY_GB} GB", "this machine": full},
+        {"scale": "smoke", "meant for": "the tests", "time a notebook": "seconds", "needs": "any CPU"},
+        {"scale": "mini", "meant for": "reading and teaching", "time a notebook": "up to a minute", "needs": "2 cores"},
+        {"scale": "full", "meant for": "more samples and steps", "time a notebook": "minutes", "needs": "2 cores"},
     ]

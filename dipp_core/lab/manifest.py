@@ -12,8 +12,9 @@ import resource
 import sys
 import time
 
-from dipp_core.lab import config, machine
+from dipp_core.lab import machine
 
+INPUTS = ("dipp_core", "notebooks", "data", "params.yaml", "requirements.lock", "dvc.yaml")
 PACKAGES = ("torch", "numpy", "matplotlib", "pandas", "diffusers", "transformers")
 
 
@@ -30,18 +31,17 @@ def write(stage: str, state: dict, start: float, path: pathlib.Path) -> None:
     content = {
         "stage": stage,
         "commit": machine.command_output("git", "rev-parse", "--verify", "--quiet", "HEAD") or None,
-        "uncommitted_changes": bool(
-            machine.command_output("git", "status", "--porcelain", "--", "dipp_core", "notebooks", "params.yaml")
-        ),
+        "uncommitted_changes": bool(machine.command_output("git", "status", "--porcelain", "--", *INPUTS)),
         "scale": state["params"]["scale"],
         "seed": state["params"]["seed"],
         "params": state["params"],
         "params_sha256": hashlib.sha256(params.encode()).hexdigest()[:16],
         "sources_sha256": state["sources"],
         "versions": {"python": platform.python_version()} | {name: machine.version(name) for name in PACKAGES},
-        "device": machine.device(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "threads": config.read()["threads"],
+        "device": "cpu",
+        "machine": machine.describe(),
+        "system": platform.system(),
+        "threads": state["threads"],
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "wall_seconds": round(time.time() - start, 1),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),

@@ -3,18 +3,19 @@
     python -m dipp_core.lab.notebook clean             write the cleaned sources (first stage of the pipeline)
     python -m dipp_core.lab.notebook run STAGE         run one notebook and publish under reports/
     python -m dipp_core.lab.notebook strip [STAGE ..]  remove outputs from notebooks before a commit
+    python -m dipp_core.lab.notebook contents          write reports/index.html (last stage of the pipeline)
     python -m dipp_core.lab.notebook lint              check what every notebook must be
 
 A run works on copies: the code and the notebook are copied first, results are collected in a folder of their own and
 renamed into `reports/` only when the whole notebook has succeeded and its sources are still what they were. Whatever
-stops a run half-way leaves the published results as they were.
+stops a run half-way leaves the published results as they were; only a kill during the renaming itself can leave a
+mixture, which the next `dvc repro` replaces, since DVC has not recorded the stage as done.
 """
 
 import argparse
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import pathlib
 import shutil
@@ -134,6 +135,10 @@ def publish(stage: str, work: pathlib.Path, reports: pathlib.Path) -> None:
     for name in sorted(made):
         (reports / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(work / "reports" / name, reports / name)
+    if reports == (config.root() / "reports").resolve():
+        note = config.root() / ".work" / "made" / stage  # tells DVC that this checkout has made the stage itself
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text("made here\n")
     for folder in (reports / "figures" / stage, reports / "tables" / stage):
         for path in folder.rglob("*") if folder.is_dir() else ():
             if path.is_file() and path.relative_to(reports) not in made:
@@ -163,17 +168,13 @@ def run(stage: str, overrides: dict | None = None, reports: pathlib.Path | None 
         shutil.rmtree(work, ignore_errors=True)
 
 
-def strip(stages: list[str]) -> None:
-    """Remove outputs and editor metadata from notebooks in place."""
-    for stage in stages:
-        path = sources.notebook_path(stage)
-        notebook = sources.clean(sources.read_notebook(path)) | {"nbformat_minor": 5}
-        for number, cell in enumerate(notebook["cells"]):
-            cell["id"] = f"cell-{number:02d}"
-            cell["source"] = cell["source"].splitlines(keepends=True)
-        text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-        if text != path.read_text():
-            path.write_text(text)
+def write_contents() -> None:
+    """reports/index.html: the way into the pages."""
+    from dipp_core.lab import page, report
+
+    reports = config.root() / "reports"
+    pages = sorted((reports / "notebooks").glob("[0-9][0-9]_*.html"))
+    report.write_atomically(reports / "index.html", page.contents(pages).encode())
 
 
 def lint(stages: list[str]) -> list[str]:
@@ -199,7 +200,7 @@ def lint(stages: list[str]) -> list[str]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m dipp_core.lab.notebook", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("clean", "lint"):
+    for name in ("clean", "contents", "lint"):
         commands.add_parser(name)
     commands.add_parser("strip").add_argument("stages", nargs="*")
     one = commands.add_parser("run")
@@ -218,8 +219,10 @@ def main(arguments: list[str] | None = None) -> int:
             run(args.stage, config.read_pairs(args.set), args.reports)
         elif args.command == "clean":
             sources.write_all_cleaned()
+        elif args.command == "contents":
+            write_contents()
         elif args.command == "strip":
-            strip(args.stages or sources.stages())
+            sources.strip(args.stages or sources.stages())
         elif faults := lint(sources.stages()):
             raise StageError("\n".join(faults))
     except config.ConfigError as error:

@@ -1,8 +1,10 @@
-"""Mend the two wheels of the lock that do not work as published; does nothing where nothing is broken.
+"""Mend the wheels of the lock that do not work as published; does nothing where nothing is broken.
 
 1. hpsv2's wheel lacks the vocabulary of its open_clip: clip-anytorch carries the byte-identical file.
 2. PyPI's Linux torchvision is a CUDA build. Beside CPU torch its import dies ("operator torchvision::nms does not
    exist") and takes diffusers and transformers with it: then, and only then, a start-up hook declares the schemas.
+3. hpsv2's open_clip imports a name from `turtle` that it never uses and so fails on a Python without Tk: that line
+   goes.
 
 Run it with the environment's own python after `pip install -r requirements.lock`: `python dipp_core/lab/repair.py`.
 `make` does so by itself.
@@ -69,12 +71,20 @@ def package_folder(name):
 
 def repair():
     hpsv2, clip = package_folder("hpsv2"), package_folder("clip")
-    if hpsv2 and clip and not (hpsv2 / "src/open_clip" / VOCABULARY).exists():
+    if hpsv2 and not clip:
+        sys.exit("hpsv2 needs clip-anytorch: install requirements.lock as it is")
+    if hpsv2 and not (hpsv2 / "src/open_clip" / VOCABULARY).exists():
         vocabulary = clip / VOCABULARY
         if hashlib.sha256(vocabulary.read_bytes()).hexdigest() != VOCABULARY_SHA256:
             sys.exit(f"{vocabulary} is not the expected vocabulary; reinstall clip-anytorch")
         shutil.copyfile(vocabulary, hpsv2 / "src/open_clip" / VOCABULARY)
         print("hpsv2: its missing vocabulary was put in place")
+    factory, unused = hpsv2 and hpsv2 / "src/open_clip/factory.py", b"from turtle import forward\n"
+    if factory and unused in factory.read_bytes():
+        new = factory.with_name("factory.py.new")  # a new file: the installed one may be a hard link into a cache
+        new.write_bytes(factory.read_bytes().replace(unused, b""))
+        new.replace(factory)
+        print("hpsv2: an unused import of turtle, which needs Tk, was removed")
     probe = subprocess.run([sys.executable, "-c", "import torchvision"], capture_output=True, text=True)
     if "torchvision::nms does not exist" in probe.stderr:
         site = pathlib.Path(sysconfig.get_paths()["purelib"])

@@ -56,7 +56,6 @@ STYLE = {
     "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
     "image.cmap": SEQUENTIAL,
     "pdf.fonttype": 42,
-    "svg.hashsalt": "dipp",
 }
 
 
@@ -142,11 +141,3 @@ def open_report(stage: str) -> Report:
     use_style()
     root = os.environ.get("DIPP_REPORTS")
     return Report(stage, pathlib.Path(root) if root else config.root() / "reports" / "scratch")
-
-
-def show_metrics(path: pathlib.Path) -> dict:
-    """Metrics that another notebook published; says which stage to run where they are missing."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path.name} is not there yet: run `dvc repro {path.stem}` first") from None

@@ -33,7 +33,7 @@ class IntegralKl(Section):
     whitened: Annotated[int, Field(ge=20)]
     term_samples: Annotated[int, Field(ge=1000)]
     mc_sizes: Annotated[list[Annotated[int, Field(ge=1000)]], Field(min_length=2)]
-    mc_repeats: Count
+    mc_repeats: Annotated[list[Count], Field(min_length=2)]
     descent_steps: Annotated[int, Field(ge=100)]
     lr: Positive
 

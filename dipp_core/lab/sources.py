@@ -81,6 +81,19 @@ def write_all_cleaned() -> None:
             path.unlink()
 
 
+def strip(stages: list[str]) -> None:
+    """Remove outputs and editor metadata from notebooks in place."""
+    for stage in stages:
+        path = notebook_path(stage)
+        notebook = clean(read_notebook(path)) | {"nbformat_minor": 5}
+        for number, cell in enumerate(notebook["cells"]):
+            cell["id"] = f"cell-{number:02d}"
+            cell["source"] = cell["source"].splitlines(keepends=True)
+        text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        if text != path.read_text():
+            path.write_text(text)
+
+
 def code_of(notebook: dict) -> str:
     """The Python of a notebook: its code cells without IPython's own lines."""
     cells = ("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")

@@ -99,7 +99,7 @@ def preset(name: str, **numbers: Any) -> Settings:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}: one of {', '.join(PRESETS)}")
     for key in PRESETS[name].keys() & numbers.keys():
-        if numbers[key] != PRESETS[name][key]:
+        if not torch.as_tensor(numbers[key] == PRESETS[name][key]).all():
             raise ValueError(f"{name} means {key} = {PRESETS[name][key]!r}, not {numbers[key]!r}")
     return Settings(**(numbers | PRESETS[name]))
 

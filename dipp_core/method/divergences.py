@@ -61,8 +61,8 @@ def integral_kl_surrogate(
 
     Algorithm 1, line 10a.
     """
-    gap = flat_sample((s_ta - s_ref).detach(), t)
-    return _weigh((gap * flat_sample(xt, t)).sum(-1), t, weight, normaliser)
+    score_gap = flat_sample((s_ta - s_ref).detach(), t)
+    return _weigh((score_gap * flat_sample(xt, t)).sum(-1), t, weight, normaliser)
 
 
 def score_divergence_surrogate(
@@ -83,8 +83,8 @@ def score_divergence_surrogate(
 
     Algorithm 1, line 10b.
     """
-    slope = distance.gradient(flat_sample(s_ta - s_ref, t))
-    return _weigh(-(slope * flat_sample(s_ta - s_cond, t)).sum(-1), t, weight, normaliser)
+    score_gap = flat_sample(s_ta - s_ref, t)
+    return _weigh(-(distance.gradient(score_gap) * flat_sample(s_ta - s_cond, t)).sum(-1), t, weight, normaliser)
 
 
 def sample_normaliser(*, x0: Tensor, xt: Tensor, t: Tensor, s_ref: Tensor, schedule: NoiseSchedule) -> Tensor:

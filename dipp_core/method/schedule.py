@@ -65,6 +65,8 @@ class NoiseSchedule:
 
     def perturb(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t = alpha(t) x_0 + sigma(t) eps. x0, eps (*t, sample) -> xt, same shape and dtype as x0."""
+        if eps.shape != x0.shape:
+            raise ValueError(f"eps {tuple(eps.shape)} must have the shape of x0 {tuple(x0.shape)}")
         return (like(self.alpha(t), x0) * x0 + like(self.sigma(t), eps) * eps).to(x0.dtype)
 
     def time_of_index(self, index: Tensor | int) -> Tensor:

@@ -32,7 +32,9 @@ class NonFiniteError(RuntimeError):
     def __init__(self, term: str, step: int | None = None, last_record: Any = None):
         self.term, self.step, self.last_record = term, step, last_record
         good = "none" if last_record is None else f"step {last_record.step}"
-        super().__init__(f"step {step}: {term} is not finite; parameters untouched, last good step: {good}")
+        super().__init__(
+            f"step {step}: {term} is not finite; what it would have moved is untouched; last good step: {good}"
+        )
 
 
 class Term(NamedTuple):

@@ -1,1 +1,1 @@
-"""Worlds in which the method is tried, from closed-form Gaussians to text-to-image diffusion."""
+"""Worlds in which the method is tried, from Gaussians with closed forms to the plane."""

@@ -51,7 +51,7 @@ class Gaussian:
         return self
 
     def detach(self) -> "Gaussian":
-        """The same law, as a constant."""
+        """The same law, as a constant (it shares memory: an optimiser that moves the parameters moves it too)."""
         return Gaussian(self.mean.detach(), self.cov.detach())
 
 

@@ -117,8 +117,12 @@ def cfg_variance_ikl(lam_cond: Number, lam_null: Number, alpha_cfg: Number, nois
 
 
 def cfg_variance_sharpened(lam_cond: Number, lam_null: Number, alpha_cfg: Number) -> Tensor:
-    """Variance of p(x | c)^(1 + alpha_cfg) p(x)^(-alpha_cfg), the law guidance is meant to give: the limit s -> 0."""
-    return 1 / ((1 + alpha_cfg) / _number(lam_cond) - alpha_cfg / _number(lam_null))
+    """Variance of p(x | c)^(1 + alpha_cfg) p(x)^(-alpha_cfg), the law guidance is meant to give: the limit s -> 0.
+
+    Infinite where that product is no law at all.
+    """
+    precision = (1 + alpha_cfg) / _number(lam_cond) - alpha_cfg / _number(lam_null)
+    return torch.where(precision > 0, 1 / precision, torch.inf)
 
 
 def mean_precision(variance: Number, levels: NoiseLevels) -> Tensor:

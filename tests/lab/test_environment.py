@@ -84,8 +84,8 @@ def test_little_disk_is_mentioned_where_torch_may_come_with_cuda(capsys, monkeyp
 
 OUTPUTS = {
     "uv without network": (
-        "error: Request failed after 3 retries\n  Caused by: Failed to fetch: `https://pypi.org/simple/torch/`\n"
-        "  Caused by: error sending request for url (https://pypi.org/simple/torch/)\n"
+        "error: Request failed after 3 retries\n  Caused by: Failed to fetch: `https://index.example/simple/torch/`\n"
+        "  Caused by: error sending request for url (https://index.example/simple/torch/)\n"
         "  Caused by: client error (Connect)\n  Caused by: dns error: failed to lookup address information: "
         "Temporary failure in name resolution\n",
         "no network: ",
@@ -104,7 +104,7 @@ OUTPUTS = {
     ),
     "uv on a full disk": (
         "error: Failed to install: torch-2.13.0-cp311-none-manylinux_2_28_x86_64.whl (torch==2.13.0)\n"
-        "  Caused by: failed to copy file from /root/.cache/uv to /x/.venv: No space left on device (os error 28)\n",
+        "  Caused by: failed to copy file from /home/me/.cache/uv to /x/.venv: No space left on device (os error 28)\n",
         "the disk is full: ",
     ),
     "pip on a full disk": ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device\n",
@@ -116,6 +116,11 @@ OUTPUTS = {
     "uv that cannot download Python": (
         "error: Failed to download https://github.com/astral-sh/python-build-standalone/releases/download/2025/"
         "cpython-3.11.13-x86_64-unknown-linux-gnu-install_only_stripped.tar.gz\n  Caused by: HTTP status 403\n",
+        "no Python 3.11 here",
+    ),
+    "uv that reaches the index but not the Python downloads": (
+        "error: Failed to download https://index.example/python-build-standalone/cpython-3.11.13.tar.gz\n"
+        "  Caused by: error sending request for url\n  Caused by: dns error: failed to lookup address\n",
         "no Python 3.11 here",
     ),
 }  # fmt: skip
@@ -161,7 +166,7 @@ def test_settings_of_pip_are_handed_to_uv_and_those_of_uv_win(monkeypatch):
     for name in ("UV_FIND_LINKS", "UV_INDEX", "SSL_CERT_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_FIND_LINKS", "/wheels")
-    monkeypatch.setenv("PIP_INDEX_URL", "https://mirror/simple")
+    monkeypatch.setenv("PIP_INDEX_URL", "https://index.example/simple")
     monkeypatch.setenv("UV_DEFAULT_INDEX", "https://other/simple")
     found = environment.command_environment()
     assert (found["UV_FIND_LINKS"], found["UV_DEFAULT_INDEX"]) == ("/wheels", "https://other/simple")
@@ -236,7 +241,7 @@ def test_a_changed_lock_or_recipe_makes_it_anew(host, name, capsys):
     environment.set_up()
     assert environment.is_ready()
     assert not (environment.VENV / "leftover").exists()
-    assert "the lock has changed" in capsys.readouterr().out
+    assert "the environment is out of date" in capsys.readouterr().out
 
 
 def test_a_moved_checkout_is_set_up_anew(host, monkeypatch):
@@ -299,13 +304,14 @@ def test_pip_without_python_3_11_is_one_line(host, monkeypatch):
 
 
 def test_a_second_set_up_waits_for_the_first(host, capsys):
-    with open(host / FILES[1]) as handle:
+    with open(host / ".venv.lock", "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         second = threading.Thread(target=environment.set_up)
         second.start()
         said = ""
-        while "another set-up of this checkout is running; waiting for it" not in said:
+        while "another set-up of this checkout is running; waiting for it" not in said and second.is_alive():
             said += capsys.readouterr().out
+        assert second.is_alive()
         assert not environment.VENV.exists()
     second.join()
     assert environment.is_ready()

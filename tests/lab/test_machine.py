@@ -16,20 +16,27 @@ def test_every_package_named_in_the_first_notebook_is_in_the_lock():
 
 
 @pytest.mark.parametrize(
-    ("printed", "verdict"),
-    [("", "no: no GPU here"), ("Small, 8192\n", "no: 8 GB here"), ("Small, 8192\nBig, 81920\n", "yes")],
+    ("printed", "found"),
+    [
+        ("", []),
+        ("No devices were found", []),
+        ("Odd, [N/A]", []),
+        ("Small, 8192\nBig, with a comma, 81920\n", [("Small", 8.0), ("Big, with a comma", 80.0)]),
+    ],
 )
-def test_the_full_scale_needs_a_large_gpu(monkeypatch, printed, verdict):
+def test_gpus_are_those_that_the_driver_lists(monkeypatch, printed, found):
     monkeypatch.setattr(machine.shutil, "which", lambda name: name)
     monkeypatch.setattr(machine, "command_output", lambda *command: printed)
-    assert machine.scales()[-1]["this machine"] == verdict
+    assert machine.gpus() == found
 
 
-def test_the_device_is_the_gpu_or_else_the_processor(monkeypatch):
+def test_a_machine_is_described_by_its_processor_and_gpus(monkeypatch):
     monkeypatch.setattr(machine, "gpus", lambda: [("Big", 80.0), ("Big", 80.0)])
-    assert machine.device() == "Big + Big"
-    monkeypatch.setattr(machine, "gpus", list)
-    assert machine.device().startswith("CPU, ")
+    assert machine.describe().endswith(" cores, Big, Big")
+
+
+def test_a_command_that_fails_counts_as_printing_nothing():
+    assert machine.command_output("sh", "-c", "echo the driver is not loaded; exit 9") == ""
 
 
 def test_a_command_that_is_not_there_prints_nothing():

@@ -274,16 +274,16 @@ def test_strip_removes_outputs_and_keeps_the_cleaned_text(small):
 
 def test_strip_of_a_stripped_notebook_writes_nothing(small):
     path = sources.notebook_path("02_count")
-    notebook.strip(["02_count"])
+    sources.strip(["02_count"])
     before = path.stat().st_mtime_ns
-    notebook.strip(["02_count"])
+    sources.strip(["02_count"])
     assert path.stat().st_mtime_ns == before
 
 
 def test_a_stripped_notebook_is_valid_in_its_format(small):
     import nbformat
 
-    notebook.strip(["01_draw", "02_count"])
+    sources.strip(["01_draw", "02_count"])
     for stage in sources.stages():
         nbformat.validate(nbformat.read(sources.notebook_path(stage), as_version=nbformat.NO_CONVERT))
 

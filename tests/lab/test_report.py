@@ -165,11 +165,6 @@ def test_a_notebook_run_by_hand_publishes_nothing(monkeypatch, tmp_path):
     assert files(tmp_path) == ["reports/scratch/metrics/01_draw.json"]
 
 
-def test_missing_metrics_name_the_stage_to_run(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"run `dvc repro 01_draw` first"):
-        report.show_metrics(tmp_path / "01_draw.json")
-
-
 # ------------------------------------------------------------------------------------------------------- whole files
 
 

@@ -203,3 +203,9 @@ def test_the_x0_gap_contracted_with_x0_has_the_x0_gap_weight():
     gap = convert_prediction(a, **common) - convert_prediction(b, **common)
     ours = x0_gap_weight(schedule)(t) * ((a - b) * schedule.alpha(t)[:, None] * dx0).sum(-1)
     torch.testing.assert_close((gap * dx0).sum(-1), ours)
+
+
+def test_noise_of_another_shape_is_refused_instead_of_broadcast():
+    x0, t = torch.zeros(3, 3, 2), torch.full((3, 1), 0.5)
+    with pytest.raises(ValueError, match=r"eps \(3, 2\) must have the shape of x0 \(3, 3, 2\)"):
+        vp_continuous().perturb(x0, t, torch.zeros(3, 2))
