@@ -1,10 +1,8 @@
 # Every target first sets up .venv (once, see dipp_core/lab/environment.py); nothing needs activation.
 PYTHON ?= python3
 BIN := .venv/bin
-# threads that spin while they wait make small networks ten times slower on a machine that does other work too
-export OMP_WAIT_POLICY := PASSIVE
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint lab bench clean
+.PHONY: help setup repro test lint strip lab bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -22,6 +20,9 @@ test: setup lint  ## set up, then lint and run every test
 lint: setup  ## check style, formatting, and that notebooks are committed without outputs
 	$(BIN)/ruff check && $(BIN)/ruff format --check
 	$(BIN)/python -m dipp_core.lab.notebook lint
+
+strip: setup  ## remove outputs from notebooks before a commit
+	$(BIN)/python -m dipp_core.lab.notebook strip
 
 lab: setup  ## open JupyterLab in the environment
 	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyterlab --ServerApp.root_dir=. notebooks/00_start_here.ipynb

@@ -3,6 +3,7 @@
 import ast
 import json
 import pathlib
+import re
 import sys
 
 import pytest
@@ -175,3 +176,11 @@ def test_a_notebook_has_as_much_prose_as_code(stage):
     for cell in cells:
         words[cell["cell_type"]] += len("".join(cell["source"]).split())
     assert words["markdown"] >= words["code"] / 2
+
+
+def test_the_readme_leads_nowhere_that_is_not_there():
+    """Every relative link of the README is a file of the repository, and no number was left to be filled in."""
+    text = (ROOT / "README.md").read_text()
+    links = {link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("https://")}
+    assert sorted(link for link in links if not (ROOT / link).exists()) == []
+    assert re.findall(r"\b[A-Z]+_(?:TIME|TABLE)\b", text) == []

@@ -97,7 +97,7 @@ def nearest(name: str, allowed) -> str:
 def _explain(error: ValidationError, model: type[BaseModel], prefix: str) -> str:
     """One line per mistake: the key, what was found, what is allowed, the nearest valid name."""
     lines = []
-    own = [name for name in model.model_fields if name not in ("scale", "seed") or not issubclass(model, Section)]
+    own = [name for name in model.model_fields if not prefix or name not in ("scale", "seed")]
     for problem in error.errors():
         key = ".".join(str(part) for part in (*([prefix] if prefix else []), *problem["loc"]))
         if problem["type"] == "extra_forbidden":
@@ -129,11 +129,13 @@ def section(stage: str, overrides: dict | None = None) -> Section:
     if name not in schemas:
         raise ConfigError(f"there is no section '{name}'; allowed: {', '.join(schemas)}{nearest(name, schemas)}")
     if name not in content:
-        found = f"; found {', '.join(map(str, content))}{nearest(name, content)}"
+        found = f"; found {', '.join(map(str, content))}{nearest(name, set(content) - set(schemas))}"
         raise ConfigError(f"params.yaml: section '{name}' is missing{found}")
     if not isinstance(content[name], dict):
         own = ", ".join(field for field in schemas[name].model_fields if field not in Section.model_fields)
         raise ConfigError(f"params.yaml: {name}: found {content[name] or 'nothing'}; allowed: a section with {own}")
+    if misplaced := [key for key in ("scale", "seed") if key in content[name]]:
+        raise ConfigError(f"params.yaml: {name}.{misplaced[0]}: belongs at the top of the file, for all sections")
     scale = overrides.get("scale", content.get("scale"))
     _validated(Globals, {k: v for k, v in content.items() if k in Globals.model_fields} | {"scale": scale}, "")
     values = _at_scale(content[name], scale, name) | {"scale": scale, "seed": content["seed"]} | overrides

@@ -34,9 +34,11 @@ GIB = 2**30
 DISK_NEEDED = 3 * GIB  # measured: 1.7 GB with CPU torch and uv, 2.2 GB with pip
 DISK_CUDA = 8 * GIB  # measured: 5.5 GB with the CUDA build of torch that Linux users get from PyPI
 
-# whatever is started from .venv finds the rest of it (`.venv/bin/dvc` starts `python`): nothing needs activation
-ON_PATH = (
-    "import os, sys; os.environ['PATH'] = os.path.join(sys.prefix, 'bin') + os.pathsep + os.environ.get('PATH', '')"
+# whatever is started from .venv finds the rest of it (`.venv/bin/dvc` starts `python`), so nothing needs activation;
+# and threads that spin while they wait make small networks ten times slower on a machine that does other work too
+START_UP = (
+    "import os, sys; os.environ['PATH'] = os.path.join(sys.prefix, 'bin') + os.pathsep + os.environ.get('PATH', ''); "
+    "os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')\n"
 )
 
 SYMPTOMS = (
@@ -234,7 +236,7 @@ def set_up():
             install_with_pip()
         must(PYTHON, ROOT / "dipp_core/lab/repair.py")
         (site_packages,) = VENV.glob("lib/python*/site-packages")
-        (site_packages / "_dipp_path.pth").write_text(ON_PATH)
+        (site_packages / "_dipp_start_up.pth").write_text(START_UP)
         READY.write_text(fingerprint())
         UNFINISHED.unlink()
         say("ready")

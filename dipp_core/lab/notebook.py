@@ -78,7 +78,7 @@ def kernel_environment(work: pathlib.Path) -> dict[str, str]:
         "PYTHONHASHSEED": "0",
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait cost a shared machine a factor of ten
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait are slow on a machine that does other work
     }
 
 
@@ -87,7 +87,7 @@ def execute(stage: str, params: dict, work: pathlib.Path) -> dict:
     os.environ.update(kernel_environment(work))
     profile = work / "ipython" / "profile_default"
     profile.mkdir(parents=True)
-    (profile / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 'ERROR'\n")
+    (profile / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 'CRITICAL'\n")
     os.environ.pop("MPLBACKEND", None)
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
@@ -100,7 +100,7 @@ def execute(stage: str, params: dict, work: pathlib.Path) -> dict:
             parameters={"overrides": params},
             kernel_name="python3",
             cwd=config.root() / "notebooks",
-            progress_bar={"desc": stage, "unit": "cell", "leave": False},
+            progress_bar={"desc": stage, "unit": "cell", "leave": False} if sys.stderr.isatty() else False,
             log_output=False,
         )
     except papermill.PapermillExecutionError as error:
@@ -119,12 +119,12 @@ def execute(stage: str, params: dict, work: pathlib.Path) -> dict:
     return notebook
 
 
-def rendered(stage: str, notebook: dict, figures: pathlib.Path | None = None) -> str:
+def rendered(stage: str, notebook: dict, *place) -> str:
     """The page of a notebook (imported here: nbconvert takes two seconds, which `clean` and `lint` need not wait)."""
     from dipp_core.lab import page
 
     try:
-        return page.render(notebook, figures)
+        return page.render(notebook, *place)
     except page.PageError as error:
         raise StageError(f"{stage}: {error}") from None
 
@@ -158,7 +158,7 @@ def run(stage: str, overrides: dict | None = None, reports: pathlib.Path | None 
         shutil.copyfile(source, work / "source.ipynb")
         rendered(stage, sources.read_notebook(source))  # faults of the page show before the long run
         notebook = execute(stage, before["params"], work)
-        page = rendered(stage, notebook, work / "reports" / "figures" / stage)
+        page = rendered(stage, notebook, work / "reports" / "figures" / stage, before["params"]["scale"])
         (work / "reports" / "notebooks").mkdir(parents=True)
         (work / "reports" / "notebooks" / f"{stage}.html").write_text(page)
         manifest.write(stage, before, start, work / "reports" / "manifests" / f"{stage}.json")
@@ -184,7 +184,7 @@ def lint(stages: list[str]) -> list[str]:
         cells = sources.read_notebook(sources.notebook_path(stage))["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code"]
         if any(cell["outputs"] or cell["execution_count"] is not None for cell in code):
-            faults.append(f"{stage}: has outputs; `python -m dipp_core.lab.notebook strip` removes them")
+            faults.append(f"{stage}: has outputs; `make strip` removes them")
         if sum("parameters" in cell["metadata"].get("tags", []) for cell in code) != 1:
             faults.append(f"{stage}: needs exactly one cell tagged `parameters`")
         if not code or ".metrics(" not in "".join(code[-1]["source"]):

@@ -135,14 +135,19 @@ def _cell(cell: dict, figures: dict[str, str]) -> str:
     return f"{note}<pre class=code>{code}</pre>\n{outputs}"
 
 
-def render(notebook: dict, figures_folder: pathlib.Path | None = None) -> str:
+SMOKE = """<p class=warning>Made at scale <b>smoke</b>, which only checks that everything runs. The text describes what
+is seen at scale mini; the figures and numbers here do not show it.</p>
+"""
+
+
+def render(notebook: dict, figures_folder: pathlib.Path | None = None, scale: str = "mini") -> str:
     """The page of one executed notebook; `figures_folder` holds the figures that it published."""
     found = sorted(figures_folder.glob("*.png")) if figures_folder and figures_folder.is_dir() else []
     figures = {
         hashlib.sha256(path.read_bytes()).hexdigest(): f"../figures/{figures_folder.name}/{path.name}" for path in found
     }
     cells = [cell for cell in notebook["cells"] if "hide" not in cell.get("metadata", {}).get("tags", [])]
-    body = "\n".join(_cell(cell, figures) for cell in cells)
+    body = (SMOKE if scale == "smoke" else "") + "\n".join(_cell(cell, figures) for cell in cells)
     title = next((m.group(1) for c in cells if (m := re.match(r"# (.+)", c["source"]))), "notebook")
     return _page(re.sub(r"\$", "", title), body)
 

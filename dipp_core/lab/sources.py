@@ -47,7 +47,8 @@ def clean(notebook: dict) -> dict:
 def read_notebook(path: pathlib.Path) -> dict:
     try:
         notebook = json.loads(path.read_text())
-        notebook["cells"][0]["cell_type"]
+        if not all("cell_type" in cell and "source" in cell for cell in notebook["cells"]) or not notebook["cells"]:
+            raise KeyError
     except FileNotFoundError:
         known = stages()
         raise SystemExit(f"{path.name}: no such notebook; there are {', '.join(known)}") from None
@@ -74,7 +75,9 @@ def write_cleaned(stage: str) -> pathlib.Path:
 
 
 def write_all_cleaned() -> None:
-    """The cleaned sources of all notebooks, and of no others."""
+    """The cleaned sources of all notebooks, and of no others; a notebook that the pipeline names must be there."""
+    for name in sorted(set(filter(lambda stage: stage[:2].isdigit(), _pipeline())) - set(stages())):
+        raise SystemExit(f"notebooks/{name}.ipynb: missing, though dvc.yaml names it; restore it with git")
     wanted = {write_cleaned(stage) for stage in stages()}
     for path in (config.root() / ".work" / "sources").glob("*"):
         if path not in wanted:
@@ -131,13 +134,17 @@ def imports(code: str, root: pathlib.Path | None = None) -> list[str]:
     return sorted(path.relative_to(root).as_posix() for path in found)
 
 
-def declared(stage: str) -> list[str]:
-    """The dependencies that dvc.yaml declares for a stage and that people edit: code, data and notebooks."""
+def _pipeline() -> dict[str, dict]:
+    """The stages of dvc.yaml."""
     from ruamel.yaml import YAML
 
-    pipeline = config.root() / "dvc.yaml"
-    content = YAML(typ="safe").load(pipeline.read_text()) if pipeline.is_file() else {}
-    entry = content.get("stages", {}).get(stage, {})
+    path = config.root() / "dvc.yaml"
+    return YAML(typ="safe").load(path.read_text()).get("stages", {}) if path.is_file() else {}
+
+
+def declared(stage: str) -> list[str]:
+    """The dependencies that dvc.yaml declares for a stage and that people edit: code, data and notebooks."""
+    entry = _pipeline().get(stage, {})
     edited = ("dipp_core", "data/", "requirements.lock", ".work/sources")
     return [name for name in entry.get("deps", []) if name.startswith(edited)]
 

@@ -80,8 +80,8 @@ class Settings:
             raise ValueError(f"unknown divergence {self.divergence!r}: integral_kl, score or none")
         if self.guidance not in ("in", "out"):
             raise ValueError(f"unknown guidance {self.guidance!r}: in or out")
-        if self.ta_steps < 0:
-            raise ValueError("ta_steps must be at least 0")
+        if self.ta_steps < 0 or not isinstance(self.batch_shape, tuple) or not isinstance(self.z_shape, tuple):
+            raise ValueError("ta_steps must be at least 0; batch_shape and z_shape are tuples, say (256,) and (2,)")
 
 
 PRESETS = {
@@ -95,7 +95,7 @@ PRESETS = {
 
 
 def preset(name: str, **numbers: Any) -> Settings:
-    """A member of the family by name; `numbers` are the remaining settings and may not contradict the preset."""
+    """A member of the family by name, a key of `PRESETS`; `numbers` are the other settings and may not contradict."""
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}: one of {', '.join(PRESETS)}")
     for key in PRESETS[name].keys() & numbers.keys():
@@ -206,8 +206,9 @@ def align(
 ) -> Iterator[StepRecord]:
     """Run Algorithm 1 for steps start_step .. steps - 1, yielding a record after each.
 
-    gen(z, cond) -> x0; ta and ref are score models (xt, t, cond); reward(x0, cond) -> (*batch_shape). The optimisers
-    hold the parameters of gen and ta. All state is in the networks, the optimisers and `generator`: restore these, pass
+    gen(z, cond) -> x0; ta and ref are score models (xt, t, cond); reward(x0, cond) -> (*batch_shape);
+    draw_cond(batch_shape, generator) -> conditions with these leading axes, or None. The optimisers hold the parameters
+    of gen and ta. All state is in the networks, the optimisers and `generator`: restore these, pass
     start_step, and the run continues exactly. `backward(tensor, gradient)` may be replaced, say by Accelerate's.
 
     A loss or gradient that is not finite raises `NonFiniteError` before the parameters concerned move. If it happens in
@@ -215,6 +216,10 @@ def align(
 
     Algorithm 1, lines 2, 3.
     """
+    roles = {} if settings.divergence == "none" else {"ta": ta, "ref": ref}
+    roles |= {} if is_zero(settings.alpha_rew) else {"reward": reward}
+    if missing := [name for name, role in roles.items() if role is None]:
+        raise ValueError(f"these settings need {' and '.join(missing)}")
     draw = partial(draw_samples, gen, settings, draw_cond, generator, parameters_of(gen_optimizer)[0])
     clip = {"max_grad_norm": settings.max_grad_norm}
     for optimizer in filter(None, (gen_optimizer, ta_optimizer)):

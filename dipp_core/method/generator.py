@@ -22,6 +22,8 @@ class OneStepGenerator(nn.Module):
     def __init__(
         self, network: nn.Module, schedule: NoiseSchedule, *, t_star: float, prediction_type: str, batch_ndim: int = 1
     ):
+        if not 0 < float(t_star) <= 1:
+            raise ValueError(f"t_star is a time in (0, 1], not {float(t_star)}; see `NoiseSchedule.time_of_index`")
         super().__init__()
         self.network, self.schedule = network, schedule
         self.t_star, self.prediction_type, self.batch_ndim = float(t_star), prediction_type, batch_ndim

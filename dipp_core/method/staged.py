@@ -69,6 +69,11 @@ def staged_gradient(x0: Tensor, terms: Mapping[str, Term]) -> StagedGradient:
     total, means, norms = torch.zeros_like(leaf), {}, {}
     for name, term in terms.items():
         values = term.value(leaf)
+        if values.ndim == 0 or values.ndim >= leaf.ndim or values.shape != leaf.shape[: values.ndim]:
+            wanted = "one value per sample, without further axes"
+            raise ValueError(f"the term {name!r} has shape {tuple(values.shape)} for x0 {tuple(x0.shape)}: {wanted}")
+        if not values.requires_grad:
+            raise ValueError(f"the term {name!r} does not depend on x0: was it detached?")
         loss = run_loss(like(term.scale, values) * values)
         check_finite(loss, f"the term {name!r}")
         (grad,) = torch.autograd.grad(loss, leaf, materialize_grads=True)

@@ -178,3 +178,9 @@ def test_counters_ids_and_times_do_not_show():
 def test_a_page_loads_nothing_and_runs_nothing():
     html = page_of(picture())
     assert not re.search(r"<script|<link|<iframe|@import|url\(|src=.?https?:", html)
+
+
+def test_a_page_of_a_smoke_run_says_so():
+    notebook = {"cells": [{"cell_type": "markdown", "metadata": {}, "source": "# Title"}]}
+    assert "class=warning" in page.render(notebook, None, "smoke")
+    assert "class=warning" not in page.render(notebook, None, "mini")

@@ -352,3 +352,18 @@ def test_the_loop_lands_on_the_closed_form():
     wanted = linear_shift_ikl(1.0, ref.cov.diagonal(), 2.0, noise_levels(SCHEDULE, PI, weight))
     torch.testing.assert_close(mean.data, wanted, rtol=0.05, atol=0.02)
     torch.testing.assert_close(scale.data, ref.cov.diagonal().sqrt(), rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize(("name", "missing"), [("dipp", "ta and ref and reward"), ("sim", "ta and ref")])
+def test_missing_roles_are_named_before_the_first_step(name, missing):
+    steps = align(
+        gen=None, ta=None, ref=None, reward=None, schedule=SCHEDULE, settings=preset(name, **NUMBERS),
+        gen_optimizer=None, ta_optimizer=None, draw_cond=draw_cond, generator=None, steps=1,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=f"these settings need {missing}$"):
+        next(steps)
+
+
+def test_a_shape_must_be_a_tuple():
+    with pytest.raises(ValueError, match="are tuples"):
+        preset("dipp", **(NUMBERS | {"batch_shape": 256}))

@@ -1,5 +1,6 @@
 """The generator is a latent consistency model's first step; the assistant's target is the marginal score."""
 
+import pytest
 import torch
 from diffusers import LCMScheduler
 from torch import nn
@@ -98,3 +99,9 @@ def test_sigma_squared_makes_it_an_eps_loss_and_a_step_moves_only_the_assistant(
     assert value.ndim == 0
     assert ta.gain.item() != before
     assert gen.weight.grad is None
+
+
+@pytest.mark.parametrize("t_star", [0.0, 600, -0.1])
+def test_a_start_time_outside_the_unit_interval_is_refused(t_star):
+    with pytest.raises(ValueError, match="t_star is a time in"):
+        OneStepGenerator(nn.Identity(), vp_continuous(), t_star=t_star, prediction_type="eps")

@@ -118,3 +118,14 @@ def test_frozen_restores_what_it_found():
         _ = 1 / 0
     assert first.requires_grad
     assert not second.requires_grad
+
+
+@pytest.mark.parametrize("value", [lambda x0: x0[:, :1], lambda x0: x0.sum(), lambda x0: x0, lambda x0: x0[:2, 0]])
+def test_a_term_that_is_not_one_value_per_sample_is_refused(value):
+    with pytest.raises(ValueError, match=r"the term 'reward' has shape .* one value per sample"):
+        staged_gradient(torch.zeros(4, 3), {"reward": Term(value)})
+
+
+def test_a_detached_term_is_refused_by_name():
+    with pytest.raises(ValueError, match="the term 'reward' does not depend on x0"):
+        staged_gradient(torch.zeros(4, 3), {"reward": Term(lambda x0: x0.detach().sum(-1))})
