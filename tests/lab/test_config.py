@@ -100,6 +100,7 @@ WRONG = {
     "unknown scale, nearest": (("scale: mini", "scale: minni"), "did you mean 'mini'?"),
     "unknown scale of a value": (("mini: 100", "mimi: 100"), "widths.steps.mimi: unknown scale; allowed: smoke, mini"),
     "no value for the scale": ((", mini: 100", ""), "widths.steps: no value for scale 'mini'; found only smoke, full"),
+    "seed in a section": (("rate: 0.5", "rate: 0.5\n  seed: 3"), "widths.seed: belongs at the top of the file"),
     "missing seed": (("seed: 7\n", ""), "seed: missing; it must be given"),
     "negative seed": (("seed: 7", "seed: -7"), "seed: found -7 (int); allowed: greater than or equal to 0"),
     "missing section": ((GOOD[GOOD.index("widths") :], ""), "section 'widths' is missing; found scale, seed, threads"),
@@ -156,6 +157,12 @@ def test_the_command_ends_with_2_and_one_line(small):
     done = small.command(sys.executable, "-m", "dipp_core.lab.config")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "params.yaml: count.steps: found 0 (int); allowed: greater than or equal to 1\n"
+
+
+def test_the_command_offers_only_the_keys_of_the_section(small):
+    small.edit("params.yaml", "steps: 5", "steps: 5\n  stepz: 3")
+    done = small.command(sys.executable, "-m", "dipp_core.lab.config")
+    assert done.stderr == "params.yaml: count.stepz: unknown key; allowed: steps; did you mean 'steps'?\n"
 
 
 def test_reading_the_configuration_needs_no_torch(checkout):

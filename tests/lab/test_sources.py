@@ -91,6 +91,9 @@ def test_a_right_cleaned_copy_is_not_written_again(small):
 def test_cleaned_copies_are_those_of_the_notebooks_and_no_others(small):
     sources.write_all_cleaned()
     (small / "notebooks/02_count.ipynb").unlink()
+    with pytest.raises(SystemExit, match=r"02_count\.ipynb: missing, though dvc\.yaml names it"):
+        sources.write_all_cleaned()
+    (small / "dvc.yaml").write_text("stages: {}")
     sources.write_all_cleaned()
     assert [path.name for path in (small / ".work/sources").iterdir()] == ["01_draw.ipynb"]
 
