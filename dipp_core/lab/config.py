@@ -98,12 +98,15 @@ def _explain(error: ValidationError, model: type[BaseModel], prefix: str) -> str
     """One line per mistake: the key, what was found, what is allowed, the nearest valid name."""
     lines = []
     own = [name for name in model.model_fields if not prefix or name not in ("scale", "seed")]
+    unknown = [problem["loc"][-1] for problem in error.errors() if problem["type"] == "extra_forbidden"]
     for problem in error.errors():
         key = ".".join(str(part) for part in (*([prefix] if prefix else []), *problem["loc"]))
         if problem["type"] == "extra_forbidden":
             name = problem["loc"][-1]
             lines.append(f"params.yaml: {key}: unknown key; allowed: {', '.join(own)}{nearest(name, own)}")
         elif problem["type"] == "missing":
+            if any(nearest(key, [problem["loc"][-1]]) for key in unknown):
+                continue  # the line on the misspelt key says it already
             lines.append(f"params.yaml: {key}: missing; it must be given")
         else:
             allowed = problem["msg"].removeprefix("Input should be ")

@@ -47,6 +47,8 @@ def formula(tex: str, display: str) -> str:
     except Exception as error:  # the converter has a dozen kinds of error and no common one
         raise PageError(f"this formula is not valid TeX ({type(error).__name__}): {tex.strip()}") from None
     mathml = mathml.replace("<mo>&#x23DF;", '<mo stretchy="true">&#x23DF;')
+    # log, exp and their like are operators, with the space around them that TeX gives
+    mathml = re.sub(r"<mi>([a-z]{2,})</mi>", r'<mo form="prefix" lspace="0.17em" rspace="0.17em">\1</mo>', mathml)
     if re.search(r"\\|<mi>&</mi>|linebreak=", re.sub(r"<annotation.*?</annotation>", "", mathml, flags=re.DOTALL)):
         raise PageError(f"this formula cannot be shown without network; write it in simpler TeX: {tex.strip()}")
     return mathml

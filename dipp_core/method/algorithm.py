@@ -211,8 +211,8 @@ def align(
     of gen and ta. All state is in the networks, the optimisers and `generator`: restore these, pass
     start_step, and the run continues exactly. `backward(tensor, gradient)` may be replaced, say by Accelerate's.
 
-    A loss or gradient that is not finite raises `NonFiniteError` before the parameters concerned move. If it happens in
-    the generator's part of a step, the assistant has already made its own, finite, updates of that step.
+    A loss or gradient that is not finite raises `NonFiniteError` before the parameters concerned move; in the
+    generator's part of a step the assistant has then made its own, finite, updates already.
 
     Algorithm 1, lines 2, 3.
     """
@@ -221,10 +221,9 @@ def align(
     if missing := [name for name, role in roles.items() if role is None]:
         raise ValueError(f"these settings need {' and '.join(missing)}")
     draw = partial(draw_samples, gen, settings, draw_cond, generator, parameters_of(gen_optimizer)[0])
-    clip = {"max_grad_norm": settings.max_grad_norm}
+    clip, record = {"max_grad_norm": settings.max_grad_norm}, None
     for optimizer in filter(None, (gen_optimizer, ta_optimizer)):
         optimizer.zero_grad(set_to_none=True)
-    record = None
     for step in range(start_step, steps):
         try:
             drawn = draw() if settings.share_samples else None
