@@ -259,7 +259,7 @@ def test_a_full_disk_is_one_line_and_changes_no_result(small):
     mount = "mount -t tmpfs -o size=1m none .work"
     if subprocess.run(["unshare", "-rm", "sh", "-c", mount], cwd=small.root, capture_output=True).returncode:
         pytest.skip("this system does not let the test mount a small file system")
-    run = f"{mount} && exec {sys.executable} -m dipp_core.lab.notebook run 02_count"
+    run = f"{mount} && exec '{sys.executable}' -m dipp_core.lab.notebook run 02_count"
     done = small.command("unshare", "-rm", "sh", "-c", run)
     line = "the disk is full: free some space and run again; nothing of this stage was published"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, line)
