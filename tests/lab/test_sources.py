@@ -163,7 +163,8 @@ def test_lines_for_ipython_are_left_out():
 def test_the_closure_of_a_real_import_is_what_python_loads(checkout):
     """Against the interpreter: the files found by reading are the files that importing loads."""
     code = "import dipp_core.lab.sections, dipp_core.lab.sources"
-    show = "; import sys; print(*(m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'dipp_core'), sep=chr(10))"
+    loaded = "m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'dipp_core'"
+    show = f"; import sys; print(*({loaded}), sep=chr(10))"
     loaded = subprocess.run([sys.executable, "-c", code + show], cwd=checkout, capture_output=True, text=True)
     names = {name.removeprefix(f"{checkout}/") for name in loaded.stdout.splitlines()}
     assert names
