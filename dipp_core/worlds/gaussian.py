@@ -91,15 +91,35 @@ class GaussianMixture:
         """p(. | c) for component weights c (..., k); None keeps the mixture's own."""
         return self if cond is None else replace(self, weights=cond.to(self.weights))
 
+    def to(self, dtype: torch.dtype) -> "GaussianMixture":
+        """The same mixture in another precision."""
+        return GaussianMixture(self.weights.to(dtype), self.means.to(dtype), self.covs.to(dtype))
+
     def _log_joint(self, x: Tensor) -> Tensor:
         return self.weights.log() + _log_normal(x.unsqueeze(-2), self.means, self.covs)
 
 
 def exact_score(law: Gaussian | GaussianMixture, schedule: NoiseSchedule) -> ScoreModel:
-    """The score model (xt, t, cond) -> grad log p_t(xt | cond) of a law: computed in the law's dtype, out in xt's."""
+    """The score model (xt, t, cond) -> grad log p_t(xt | cond) of a law: computed in the law's dtype, out in xt's.
+
+    With a mixture's S_k = U_k diag(lam_k) U_k^T found once, the covariance at t is U_k diag(alpha^2 lam_k + sigma^2)
+    U_k^T and no matrix is inverted on the way:
+
+        grad log p_t(x | c) = sum_k p_t(k | x, c) U_k (alpha U_k^T m_k - U_k^T x) / (alpha^2 lam_k + sigma^2).
+    """
+    if isinstance(law, Gaussian):
+        return lambda xt, t, cond=None: law.diffused(schedule, t).score(xt).to(xt.dtype)
+    (k, d), (variances, axes) = law.means.shape, torch.linalg.eigh(law.covs)
+    centres = (law.means.unsqueeze(-2) @ axes).squeeze(-2)
+    onto_axes = axes.movedim(0, -2).reshape(d, k * d)
 
     def score(xt: Tensor, t: Tensor, cond: Cond = None) -> Tensor:
-        return law.given(cond).diffused(schedule, t).score(xt).to(xt.dtype)
+        alpha, sigma = (scale.to(law.means)[..., None, None] for scale in (schedule.alpha(t), schedule.sigma(t)))
+        variance = alpha**2 * variances + sigma**2
+        shift = alpha * centres - (xt.to(law.means) @ onto_axes).unflatten(-1, (k, d))
+        pull = shift / variance
+        log_joint = law.given(cond).weights.log() - 0.5 * (shift * pull + variance.log()).sum(-1)
+        return ((log_joint.softmax(-1).unsqueeze(-1) * pull).flatten(-2) @ onto_axes.mT).to(xt.dtype)
 
     return score
 

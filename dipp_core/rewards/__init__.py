@@ -1,0 +1,1 @@
+"""What is preferred: rewards r(x0, cond) -> one value a sample."""

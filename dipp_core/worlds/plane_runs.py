@@ -1,0 +1,174 @@
+"""Sweeps in the plane: many runs of Algorithm 1 side by side, through the one loop `align`.
+
+A *stack* is E generators with their E assistants. Runs are independent: they share code and time, not numbers. So a
+sweep over beta with five seeds is one call of `train` on a stack of 5 len(beta) runs.
+"""
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dipp_core.method.algorithm import Reward, Settings, StepRecord, align, preset
+from dipp_core.method.schedule import (
+    NoiseSchedule,
+    Weighting,
+    constant_weight,
+    edm,
+    normalised,
+    sigma_power_weight,
+    uniform_time,
+)
+from dipp_core.method.scores import ScoreModel, score_model
+from dipp_core.worlds.plane import StackedDenoiser, StackedGenerator, World
+
+WEIGHTS: dict[str, Callable[[NoiseSchedule], Weighting]] = {
+    "one": lambda schedule: constant_weight(),
+    "sigma": lambda schedule: sigma_power_weight(schedule, 1.0),
+    "sigma2": lambda schedule: sigma_power_weight(schedule, 2.0),
+}
+
+
+def plane_schedule() -> NoiseSchedule:
+    """The noise of the plane: EDM, sigma from a third of a mode's width to the width of the world."""
+    return edm(0.1, 3.0)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """E generators and their assistants, networks of one shape."""
+
+    gen: StackedGenerator
+    ta: StackedDenoiser
+
+    @property
+    def runs(self) -> int:
+        return self.gen.body.biases[0].shape[0]
+
+    @property
+    def s_ta(self) -> ScoreModel:
+        """The assistants as a score model."""
+        return score_model(self.ta, self.ta.schedule, "x0")
+
+    def pick(self, runs: Iterable[int]) -> "Stack":
+        """A new stack of copies of these runs, a run as often as it is named."""
+        index = torch.as_tensor(list(runs))
+        picked = copy.deepcopy(self)
+        for module in (picked.gen, picked.ta):
+            for parameter in module.parameters():
+                parameter.data = parameter.data[index].clone()
+        return picked
+
+    def repeat(self, times: int) -> "Stack":
+        """Every run `times` times in a row: runs 0 0 0 1 1 1 ..."""
+        return self.pick(torch.arange(self.runs).repeat_interleave(times).tolist())
+
+    def state(self) -> dict[str, Tensor]:
+        """All parameters by name, to be saved."""
+        nets = {"gen": self.gen, "ta": self.ta}
+        return {f"{role}.{name}": value for role, net in nets.items() for name, value in net.state_dict().items()}
+
+    def load(self, state: dict[str, Tensor]) -> "Stack":
+        """Take over saved parameters."""
+        for role, net in (("gen", self.gen), ("ta", self.ta)):
+            own = {name.removeprefix(f"{role}."): value for name, value in state.items() if name.startswith(f"{role}.")}
+            net.load_state_dict(own)
+        return self
+
+
+def new_stack(world: World, runs: int, hidden: int, *, generator: torch.Generator) -> Stack:
+    """Networks before any training."""
+    shape = {"hidden": hidden, "cond_size": world.prompts.shape[1], "spread": world.spread, "generator": generator}
+    return Stack(StackedGenerator(runs, **shape), StackedDenoiser(runs, world.schedule, **shape))
+
+
+def settings_for(world: World, name: str, runs: int, batch: int, *, weight: str = "sigma2", **numbers: Any) -> Settings:
+    """A member of the family (`algorithm.PRESETS`) for E runs in the plane; w is normalised to E[w] = 1."""
+    law = numbers.setdefault("time_sampler", uniform_time())
+    numbers.setdefault("ta_weight", sigma_power_weight(world.schedule))
+    w = normalised(WEIGHTS[weight](world.schedule), law)
+    return preset(name, batch_shape=(runs, batch), z_shape=(2,), weight=w, **numbers)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What `align` recorded, a tensor (steps, E) a curve: terms, `norm_*` at x0, `grad_norm`, `ta_loss`."""
+
+    step: Tensor
+    values: dict[str, Tensor]
+
+    def smooth(self, name: str, window: int) -> tuple[Tensor, Tensor]:
+        """Means over windows of records: steps (n,), values (n, E)."""
+        windows = (curve.unfold(0, window, window).mean(-1) for curve in (self.step.float(), self.values[name]))
+        return tuple(windows)
+
+
+def train(
+    stack: Stack,
+    world: World,
+    settings: Settings,
+    *,
+    reward: Reward | None = None,
+    ref: ScoreModel | None = None,
+    steps: int,
+    gen_lr: float,
+    ta_lr: float,
+    betas: tuple[float, float] = (0.0, 0.99),
+    ta_betas: tuple[float, float] | None = None,
+    generator: torch.Generator,
+    watch: Callable[[StepRecord], None] | None = None,
+    **roles: Any,
+) -> Curves:
+    """Run `align` on a stack; learning rates are constant for the first half and fall linearly to 0 in the second.
+
+    `ref` replaces the world's exact reference; `roles` replace other arguments of `align`; `watch` sees every record.
+    """
+    optimizers, decay = _optimizers(stack, (gen_lr, ta_lr), (betas, ta_betas or betas), steps)
+    roles = {
+        "gen": stack.gen,
+        "ta": stack.s_ta,
+        "ref": ref or world.ref,
+        "reward": reward,
+        "schedule": world.schedule,
+        "draw_cond": world.draw_cond,
+        "null_cond": world.null_cond,
+    } | roles
+    rows = []
+    for record in align(settings=settings, steps=steps, generator=generator, **optimizers, **roles):
+        for scheduler in decay:
+            scheduler.step()
+        if watch:
+            watch(record)
+        rows.append(_row(record))
+    values = {name: torch.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+    return Curves(torch.arange(len(rows)), values)
+
+
+def _optimizers(stack: Stack, rates: tuple, betas: tuple, steps: int) -> tuple[dict, list]:
+    """The two Adams by the names that `align` gives them, and what lets their rates fall."""
+    optimizers = [
+        torch.optim.Adam(net.parameters(), lr=lr, betas=pair)
+        for net, lr, pair in zip((stack.gen, stack.ta), rates, betas, strict=True)
+    ]
+    decay = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps)))
+        for optimizer in optimizers
+    ]
+    return dict(zip(("gen_optimizer", "ta_optimizer"), optimizers, strict=True)), decay
+
+
+def _row(record: StepRecord) -> dict[str, Tensor]:
+    row = dict(record.terms) | {f"norm_{name}": value for name, value in record.x0_grad_norms.items()}
+    row["grad_norm"] = record.grad_norm
+    return row if record.ta_loss is None else row | {"ta_loss": record.ta_loss}
+
+
+@torch.no_grad()
+def generate(stack: Stack, world: World, prompt: int, count: int, *, generator: torch.Generator) -> Tensor:
+    """Samples of every run for one prompt, (E, count, 2), from the same z for all of them."""
+    z = torch.randn(1, count, 2, generator=generator).expand(stack.runs, -1, -1)
+    cond = world.prompts[prompt].float().expand(stack.runs, count, -1)
+    return stack.gen(z, cond)
