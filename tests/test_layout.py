@@ -98,6 +98,21 @@ def test_every_file_says_what_it_is_for(name):
 # ----------------------------------------------------------------------------------- notebooks, parameters, pipeline
 
 
+def calls(stage: str) -> list[ast.Call]:
+    """All calls in a notebook's code."""
+    code = sources.code_of(sources.read_notebook(ROOT / f"notebooks/{stage}.ipynb"))
+    return [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+
+
+def saves_runs(stage: str) -> bool:
+    return any(ast.unparse(call.func) == "report.save" for call in calls(stage))
+
+
+def loads_runs(stage: str) -> set[str]:
+    """The stages whose saved runs a notebook loads."""
+    return {ast.literal_eval(call.args[0]) for call in calls(stage) if ast.unparse(call.func) == "saved.load"}
+
+
 def test_every_notebook_has_its_stage_and_every_stage_its_notebook():
     assert list(PIPELINE["stages"]) == ["sources", *STAGES, "contents"]
 
@@ -116,7 +131,9 @@ def test_a_stage_has_the_one_form(stage):
     assert entry["params"] == ["scale", "seed", "threads", config.section_name(stage)]
     small = [f"reports/figures/{stage}", f"reports/tables/{stage}", f"reports/notebooks/{stage}.html"]
     kept = {"cache": False, "persist": True}
-    assert [out for out in entry["outs"] if next(iter(out)).startswith("reports/")] == [{name: kept} for name in small]
+    runs = [{f"reports/runs/{stage}": {"persist": True}}] if saves_runs(stage) else []
+    found = [out for out in entry["outs"] if next(iter(out)).startswith("reports/")]
+    assert found == [{name: kept} for name in small] + runs
     assert entry["metrics"] == [{f"reports/metrics/{stage}.json": kept}]
 
 
@@ -130,6 +147,13 @@ def test_a_stage_depends_on_its_notebook_and_on_exactly_the_code_that_it_imports
     code = {name for name in declared if name.startswith(("dipp_core", ".work/"))}
     others = {name for name in reads if name.startswith(("dipp_core", ".work/"))}
     assert sorted(code) == sorted(needed | notebook | others)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_exactly_the_saved_runs_that_it_loads(stage):
+    declared = {name for name in PIPELINE["stages"][stage]["deps"] if name.startswith("reports/runs/")}
+    assert declared == {f"reports/runs/{name}" for name in loads_runs(stage)}
+    assert all(saves_runs(name) for name in loads_runs(stage))
 
 
 @pytest.mark.parametrize("stage", STAGES)

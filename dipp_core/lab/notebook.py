@@ -66,12 +66,13 @@ def cell_number(index: int, source: pathlib.Path) -> int:
     return index if index > first else index + 1
 
 
-def kernel_environment(work: pathlib.Path) -> dict[str, str]:
-    """What the notebook's process must know: where code, results and checkout are, and how many threads to use."""
+def kernel_environment(work: pathlib.Path, reports: pathlib.Path) -> dict[str, str]:
+    """What its process must know: where code, checkout, its results and earlier ones are, and the thread count."""
     threads = str(config.read()["threads"])
     return {
         "DIPP_ROOT": str(config.root()),
         "DIPP_REPORTS": str(work / "reports"),
+        "DIPP_RESULTS": str(reports),
         "PYTHONPATH": str(work / "code"),
         "IPYTHONDIR": str(work / "ipython"),  # an empty profile: nothing of the user's own start-up files
         "JUPYTER_PREFER_ENV_PATH": "1",
@@ -82,9 +83,9 @@ def kernel_environment(work: pathlib.Path) -> dict[str, str]:
     }
 
 
-def execute(stage: str, params: dict, work: pathlib.Path) -> dict:
+def execute(stage: str, params: dict, work: pathlib.Path, reports: pathlib.Path) -> dict:
     """Run the copied notebook with papermill; a failing cell becomes one error that shows the cell and its trace."""
-    os.environ.update(kernel_environment(work))
+    os.environ.update(kernel_environment(work, reports))
     profile = work / "ipython" / "profile_default"
     profile.mkdir(parents=True)
     (profile / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 'CRITICAL'\n")
@@ -139,7 +140,7 @@ def publish(stage: str, work: pathlib.Path, reports: pathlib.Path) -> None:
         note = config.root() / ".work" / "made" / stage  # tells DVC that this checkout has made the stage itself
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text("made here\n")
-    for folder in (reports / "figures" / stage, reports / "tables" / stage):
+    for folder in (reports / kind / stage for kind in ("figures", "tables", "runs")):
         for path in folder.rglob("*") if folder.is_dir() else ():
             if path.is_file() and path.relative_to(reports) not in made:
                 path.unlink()
@@ -157,7 +158,7 @@ def run(stage: str, overrides: dict | None = None, reports: pathlib.Path | None 
         shutil.copytree(root / "dipp_core", work / "code" / "dipp_core", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copyfile(source, work / "source.ipynb")
         rendered(stage, sources.read_notebook(source))  # faults of the page show before the long run
-        notebook = execute(stage, before["params"], work)
+        notebook = execute(stage, before["params"], work, reports)
         page = rendered(stage, notebook, work / "reports" / "figures" / stage, before["params"]["scale"])
         (work / "reports" / "notebooks").mkdir(parents=True)
         (work / "reports" / "notebooks" / f"{stage}.html").write_text(page)

@@ -99,10 +99,10 @@ def _stream(text: str) -> str:
     return f"<pre class=out>{ansi2html(text)}</pre>" if text else ""
 
 
-def _picture(data: str, alt: str, figures: dict[str, str]) -> str:
+def _picture(data: str, kind: str, alt: str, figures: dict[str, str]) -> str:
     content = base64.b64decode(data)
     published = figures.get(hashlib.sha256(content).hexdigest())
-    source = published or "data:image/png;base64," + base64.b64encode(content).decode()
+    source = published or f"data:{kind};base64," + base64.b64encode(content).decode()
     return f'<img src="{source}" alt="{html.escape(alt, quote=True)}">'
 
 
@@ -112,9 +112,9 @@ def _output(output: dict, figures: dict[str, str]) -> str:
     if output["output_type"] == "error":
         return f"<pre class=out>{ansi2html(chr(10).join(output['traceback']))}</pre>"
     data, metadata = output["data"], output.get("metadata", {})
-    if "image/png" in data:
-        alt = metadata.get("alt") or metadata.get("image/png", {}).get("alt", "")
-        return f"<figure>{_picture(data['image/png'], alt, figures)}</figure>"
+    if kind := next((kind for kind in ("image/png", "image/gif") if kind in data), None):
+        alt = metadata.get("alt") or metadata.get(kind, {}).get("alt", "")
+        return f"<figure>{_picture(data[kind], kind, alt, figures)}</figure>"
     if "application/vnd.jupyter.widget-view+json" in data:
         return ""
     if "text/html" in data:
@@ -144,7 +144,7 @@ is seen at scale mini; the figures and numbers here do not show it.</p>
 
 def render(notebook: dict, figures_folder: pathlib.Path | None = None, scale: str = "mini") -> str:
     """The page of one executed notebook; `figures_folder` holds the figures that it published."""
-    found = sorted(figures_folder.glob("*.png")) if figures_folder and figures_folder.is_dir() else []
+    found = sorted(figures_folder.glob("*.[pg][ni][gf]")) if figures_folder and figures_folder.is_dir() else []
     figures = {
         hashlib.sha256(path.read_bytes()).hexdigest(): f"../figures/{figures_folder.name}/{path.name}" for path in found
     }

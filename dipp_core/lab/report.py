@@ -110,17 +110,41 @@ class Report:
         """
         from IPython.display import Image
 
-        if not re.fullmatch(r"[a-z0-9_]+", name):
-            raise ValueError(f"figure name {name!r}: use lower-case letters, digits and underscores")
         if fig.get_figwidth() > 11:
             raise ValueError(f"figure {name!r} is {fig.get_figwidth()} inches wide; text stays legible up to 11")
-        folder, width = self.root / "figures" / self.stage, round(fig.get_figwidth() * STYLE["figure.dpi"])
+        width = round(fig.get_figwidth() * STYLE["figure.dpi"])
         for suffix, metadata in ((".pdf", {"CreationDate": None, "ModDate": None}), (".png", {"Software": None})):
             buffer = io.BytesIO()
             fig.savefig(buffer, format=suffix[1:], metadata=metadata)
-            write_atomically(folder / f"{name}{suffix}", buffer.getvalue())
+            write_atomically(self._figure_path(name, suffix), buffer.getvalue())
         plt.close(fig)
         return Image(data=buffer.getvalue(), format="png", width=width, alt=alt)
+
+    def animation(self, frames, name: str, alt: str, *, fps: int = 10):
+        """Save figures (an iterable; each is closed) as one looped GIF of at most 900 pixels; returns it to be shown.
+
+        The last frame stays for two seconds.
+        """
+        from IPython.display import Image
+
+        pictures = [_picture(fig) for fig in frames]
+        palette = pictures[-1].quantize(128)
+        first, *rest = (picture.quantize(palette=palette, dither=0) for picture in pictures)
+        durations = [1000 // fps] * len(rest) + [2000]
+        buffer = io.BytesIO()
+        first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
+        write_atomically(self._figure_path(name, ".gif"), buffer.getvalue())
+        return Image(data=buffer.getvalue(), format="gif", width=first.width, alt=alt)
+
+    def save(self, tensors: dict, name: str, *, scale: str, **facts) -> None:
+        """Save tensors for later notebooks, which get them with `saved.load`; `facts` (JSON) go along."""
+        from safetensors.torch import save
+
+        whole = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
+        content = save(
+            whole, metadata={"facts": json.dumps(plain({"scale": scale} | facts), sort_keys=True, allow_nan=False)}
+        )
+        write_atomically(self.root / "runs" / self.stage / f"{name}.safetensors", content)
 
     def table(self, frame, name: str):
         """Save a pandas table as CSV with 6 significant digits; returns it for the notebook to show."""
@@ -128,12 +152,27 @@ class Report:
         write_atomically(self.root / "tables" / self.stage / f"{name}.csv", text.encode())
         return frame
 
+    def _figure_path(self, name: str, suffix: str) -> pathlib.Path:
+        if not re.fullmatch(r"[a-z0-9_]+", name):
+            raise ValueError(f"figure name {name!r}: use lower-case letters, digits and underscores")
+        return self.root / "figures" / self.stage / f"{name}{suffix}"
+
     def metrics(self, values: dict) -> dict:
         """Save the numbers that this notebook stands for; the last cell of every notebook."""
         values = plain(values)
         text = json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n"
         write_atomically(self.root / "metrics" / f"{self.stage}.json", text.encode())
         return values
+
+
+def _picture(fig):
+    """A figure as a Pillow image of at most 900 pixels width, and the figure closed."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=min(STYLE["figure.dpi"], 900 / fig.get_figwidth()))
+    plt.close(fig)
+    return Image.open(buffer).convert("RGB")
 
 
 def open_report(stage: str) -> Report:

@@ -185,3 +185,36 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_other(tmp_path, monkeypatc
     with pytest.raises(OSError, match="No space left on device"):
         report.write_atomically(tmp_path / "a.txt", b"two")
     assert [(name, (tmp_path / name).read_bytes()) for name in files(tmp_path)] == [("a.txt", b"one")]
+
+
+# --------------------------------------------------------------------------------------------------------- animations
+
+
+def frames(count):
+    for number in range(count):
+        fig, ax = plt.subplots(figsize=(10.5, 3))
+        ax.plot([0, number])
+        ax.set_ylim(0, 10)
+        yield fig
+
+
+def test_an_animation_is_one_looped_gif_with_words(paper, tmp_path):
+    from PIL import Image
+
+    shown = paper.animation(frames(4), "growth", "a line that grows", fps=5)
+    path = tmp_path / "figures/01_draw/growth.gif"
+    picture = Image.open(path)
+    assert (picture.n_frames, picture.info["loop"], picture.width) == (4, 0, 900)
+    assert picture.info["duration"] == 200
+    data, metadata = shown._repr_mimebundle_()
+    assert set(data) == {"image/gif"}
+    assert metadata["image/gif"]["alt"] == "a line that grows"
+    assert plt.get_fignums() == []
+
+
+def test_an_animation_drawn_twice_has_the_same_bytes(paper, tmp_path):
+    path, contents = tmp_path / "figures/01_draw/growth.gif", set()
+    for _ in range(2):
+        paper.animation(frames(3), "growth", "a line that grows")
+        contents.add(path.read_bytes())
+    assert len(contents) == 1
