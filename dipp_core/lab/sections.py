@@ -78,6 +78,20 @@ class WhereIsTheOptimum(Section):
     huber_steps: Annotated[int, Field(ge=10)]
 
 
+class Distillation2d(Section):
+    hidden: Count
+    seeds: Annotated[int, Field(ge=2, le=64)]
+    batch: Count
+    steps: Annotated[int, Field(ge=20)]
+    gen_lr: Positive
+    ta_lr: Positive
+    huber_c: Positive
+    sigma_shown: Annotated[float, Field(ge=0.1, le=3)]
+    frames: Annotated[int, Field(ge=4, le=100)]
+    other_steps: Count
+    test_points: Annotated[int, Field(ge=1000)]
+
+
 SECTIONS: dict[str, type[Section]] = {
     "start_here": StartHere,
     "scores_and_one_step_generators": ScoresAndOneStepGenerators,
@@ -86,4 +100,5 @@ SECTIONS: dict[str, type[Section]] = {
     "guidance_is_a_reward": GuidanceIsAReward,
     "score_divergence": ScoreDivergence,
     "where_is_the_optimum": WhereIsTheOptimum,
+    "distillation_2d": Distillation2d,
 }
