@@ -92,6 +92,102 @@ class Distillation2d(Section):
     test_points: Annotated[int, Field(ge=1000)]
 
 
+class Alignment2d(Section):
+    beta: Annotated[list[Positive], Field(min_length=1)]
+    beta_one: Annotated[list[Positive], Field(min_length=1)]
+    batch: Count
+    batch_one: Count
+    batch_small: Count
+    batch_threshold: Count
+    steps: Count
+    steps_one: Count
+    gen_lr: Positive
+    ta_lr: Positive
+    tilt_beta: Annotated[list[Positive], Field(min_length=1)]
+    alpha_cfg: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
+    threshold_ratios: Annotated[list[Positive], Field(min_length=2)]
+    threshold_c: Positive
+    threshold_steps: Count
+    huber_c: Positive
+    star_beta: Positive
+    star_alpha_cfg: Annotated[float, Field(ge=0)]
+    star_steps: Count
+    test_points: Annotated[int, Field(ge=500)]
+    kept_points: Count
+
+
+class Pareto2d(Section):
+    methods: Annotated[
+        list[Literal["dipp_one", "dipp_sigma2", "distar", "exact_tilt", "best_of_n", "reinforce_kl", "reward_only"]],
+        Field(min_length=1),
+    ]
+    frontier_points: Annotated[int, Field(ge=3)]
+    batch: Count
+    steps: Count
+    gen_lr: Positive
+    ta_lr: Positive
+    star_beta: Annotated[list[Positive], Field(min_length=1)]
+    huber_c: Positive
+    kl_weight: Annotated[list[Positive], Field(min_length=1)]
+    policy_std: Positive
+    policy_steps: Count
+    stops: Annotated[list[Count], Field(min_length=1)]
+    best_of: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
+    guided_beta: Annotated[list[Positive], Field(min_length=1)]
+    alpha_cfg: Annotated[list[Positive], Field(min_length=1)]
+    guided_seeds: Count
+    test_points: Annotated[int, Field(ge=500)]
+    kept_points: Count
+
+
+class RewardHacking2d(Section):
+    favourite: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=2, max_length=2)]
+    reward_hidden: Count
+    pairs: Count
+    reward_steps: Count
+    beta_one: Annotated[list[Positive], Field(min_length=3)]
+    beta_sigma2: Annotated[list[Positive], Field(min_length=3)]
+    batch: Count
+    steps: Annotated[int, Field(ge=10)]
+    gen_lr: Positive
+    ta_lr: Positive
+    watch_every: Count
+    only_steps: Annotated[int, Field(ge=4)]
+    extent: Annotated[float, Field(ge=4, le=20)]
+    test_points: Annotated[int, Field(ge=100)]
+    plate_steps: Annotated[int, Field(ge=10)]
+    plate_beta: Positive
+    slow_ta_lr: Positive
+    momenta: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=1, max_length=2)]
+    high_gen_lr: Positive
+    low_huber_beta: Positive
+    huber_c: Positive
+
+
+class Ablations2d(Section):
+    beta: Positive
+    batch: Annotated[int, Field(ge=4)]
+    steps: Annotated[int, Field(ge=12)]
+    gen_lr: Positive
+    ta_lr: Positive
+    workers: Annotated[int, Field(ge=1, le=64)]
+    more_ta_steps: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1, max_length=4)]
+    slower: Annotated[float, Field(gt=0, lt=1)]
+    faster: Annotated[float, Field(gt=1, allow_inf_nan=False)]
+    stale: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=2, max_length=2)]
+    momentum: Annotated[float, Field(gt=0, lt=1)]
+    clip: Positive
+    ema: Annotated[float, Field(gt=0, lt=1)]
+    alpha_cfg: Annotated[list[Positive], Field(min_length=1, max_length=4)]
+    levels: Annotated[int, Field(ge=2)]
+    solver_steps: Count
+    looks: Annotated[int, Field(ge=4)]
+    look_points: Annotated[int, Field(ge=10)]
+    test_points: Annotated[int, Field(ge=100)]
+    matters: Positive
+    breaks: Annotated[float, Field(gt=1, allow_inf_nan=False)]
+
+
 SECTIONS: dict[str, type[Section]] = {
     "start_here": StartHere,
     "scores_and_one_step_generators": ScoresAndOneStepGenerators,
@@ -101,4 +197,8 @@ SECTIONS: dict[str, type[Section]] = {
     "score_divergence": ScoreDivergence,
     "where_is_the_optimum": WhereIsTheOptimum,
     "distillation_2d": Distillation2d,
+    "alignment_2d": Alignment2d,
+    "pareto_2d": Pareto2d,
+    "reward_hacking_2d": RewardHacking2d,
+    "ablations_2d": Ablations2d,
 }

@@ -12,6 +12,9 @@ from dipp_core.worlds.plane_optimum import PlaneGrid, evaluate, histogram, mixtu
 from dipp_core.worlds.plane_runs import WEIGHTS
 
 
+NAMES = {"ikl_one": "one", "ikl_sigma2": "sigma2", "kl": "least"}  # a divergence, and the grid that measures it
+
+
 def levels_for(world: World, weight: str, n: int = 24) -> NoiseLevels:
     """The noise levels of a sweep with this weighting (`settings_for`), as a quadrature."""
     law = uniform_time()
@@ -32,8 +35,7 @@ def divergences(grids: dict[str, PlaneGrid], samples: Tensor) -> dict[str, Tenso
     From histograms, so with a bias of about (cells that matter) / 2N; `ikl_sigma2` has next to none.
     """
     law = histogram(grids["one"], samples)
-    names = {"ikl_one": "one", "ikl_sigma2": "sigma2", "kl": "least"}
-    return {key: evaluate(grids[name], law).integral_kl for key, name in names.items()}
+    return {name: evaluate(grids[key], law).integral_kl for name, key in NAMES.items()}
 
 
 def both_prompts(draw: Callable[[int], Tensor]) -> Tensor:

@@ -118,6 +118,25 @@ def test_a_widget_leaves_nothing():
     assert "f00d" not in html
 
 
+def test_a_widget_with_a_picture_leaves_the_picture():
+    data = {
+        "application/vnd.jupyter.widget-view+json": {"model_id": "f00d"},
+        "image/png": base64.b64encode(PNG).decode(),
+    }
+    html = page_of(nb.new_output("display_data", data=data))
+    assert "data:image/png" in html
+    assert "f00d" not in html
+
+
+def test_a_published_animation_is_linked(tmp_path):
+    content, folder = b"GIF89a..", tmp_path / "01_draw"
+    folder.mkdir()
+    (folder / "moving.gif").write_bytes(content)
+    data = {"image/gif": base64.b64encode(content).decode(), "text/plain": "<Image>"}
+    output = nb.new_output("display_data", data=data, metadata={"image/gif": {"alt": "it moves"}})
+    assert '<img src="../figures/01_draw/moving.gif" alt="it moves">' in page_of(output, figures=folder)
+
+
 def test_a_table_is_shown_as_a_table():
     data = {"text/html": "<table><tr><td>1</td></tr></table>", "text/plain": "   a"}
     assert "<div class=table><table>" in page_of(nb.new_output("execute_result", data=data))
