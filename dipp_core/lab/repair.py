@@ -45,15 +45,17 @@ class _Loader(importlib.abc.Loader):
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _kept.append(library)
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _Finder)]
         module.__spec__.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
+    """Stays until the import: before that, transformers only asks whether torchvision could be found."""
+
     def find_spec(self, name, path=None, target=None):
         if name != "torchvision":
             return None
-        sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is not None and spec.loader is not None:
             spec.loader = _Loader(spec.loader)
@@ -90,7 +92,7 @@ def repair():
         site = pathlib.Path(sysconfig.get_paths()["purelib"])
         (site / "_dipp_torchvision_cpu.py").write_text(IMPORT_HOOK)
         (site / "_dipp_torchvision_cpu.pth").write_text("import _dipp_torchvision_cpu\n")
-        subprocess.run([sys.executable, "-c", "import torchvision, torchvision.transforms.v2"], check=True)
+        subprocess.run([sys.executable, "-c", "import transformers, torchvision.transforms.v2"], check=True)
         print("torchvision: made importable beside CPU torch")
 
 
