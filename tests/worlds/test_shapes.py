@@ -1,0 +1,241 @@
+"""The drawn pictures have the areas of their shapes, the captions their splits, the gold score its closed cases."""
+
+import math
+
+import pytest
+import torch
+
+from dipp_core.worlds import shapes, shapes_gold, shapes_tables
+
+PIXEL_AREA = (2 / shapes.PIXELS) ** 2
+AREAS = {
+    "circle": math.pi,
+    "square": 4 * 0.86**2,
+    "triangle": 3 * math.sqrt(3) / 4 * 1.25**2,
+    "cross": 2 * 2 * 0.72 - 0.72**2,
+}
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """2,000 scenes of all captions, their pictures and attributes."""
+    generator = rng()
+    attributes = shapes.draw_attributes(shapes.all_attributes(), 2000, generator=generator)
+    scenes = shapes.draw_scenes(attributes, generator=generator)
+    return scenes, shapes.render(scenes), attributes
+
+
+# ---------------------------------------------------------------------------------------------------------- captions
+
+
+@pytest.mark.parametrize("phrasing", shapes.PHRASINGS)
+def test_a_caption_says_its_attributes_in_every_phrasing(phrasing):
+    rows = shapes.all_attributes()
+    assert len(rows) == 192
+    assert [shapes.parse(text) for text in shapes.captions(rows, phrasing)] == [tuple(row) for row in rows.tolist()]
+    assert len(set(shapes.captions(rows, phrasing))) == 192
+
+
+def test_only_the_unknown_phrasing_has_unknown_words():
+    known = set(shapes.vocabulary())
+    words = {p: set(shapes.caption([1, 2, 3, 0], p).split()) for p in shapes.PHRASINGS}
+    assert words["plain"] == words["reordered"] <= known
+    assert words["unknown words"] - known == {"shiny", "calm"}
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a large red thing on a white background", "names no shape"),
+        ("a large red circle or square on a white background", "names the shape 2 times (circle, square)"),
+        ("a red circle on a white background", "names no size"),
+    ],
+)
+def test_a_caption_that_does_not_name_each_attribute_once_is_refused_in_one_line(text, line):
+    with pytest.raises(shapes.CaptionError) as error:
+        shapes.parse(text)
+    assert line in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_splits_are_a_partition_and_the_held_out_pairs_are_nowhere_else():
+    rows = {name: {tuple(row) for row in shapes.split(name).tolist()} for name in shapes.SPLITS}
+    assert {name: len(found) for name, found in rows.items()} == {
+        "train": 105,
+        "validation": 21,
+        "test": 42,
+        "held_out": 24,
+    }
+    assert len(set().union(*rows.values())) == 192
+    seen = {tuple(row) for row in shapes.split("seen").tolist()}
+    assert seen == rows["train"] | rows["validation"] | rows["test"]
+    assert {row[:2] for row in rows["held_out"]}.isdisjoint({row[:2] for row in seen})
+    assert {row[:2] for row in rows["train"]} == {row[:2] for row in rows["test"]} == {row[:2] for row in seen}
+
+
+@pytest.mark.parametrize("name", ["train", "validation", "test", "seen"])
+def test_every_value_of_every_attribute_is_in_every_split(name):
+    for column, size in zip(shapes.split(name).T, shapes.ATTRIBUTE_SIZES, strict=True):
+        counts = torch.bincount(column, minlength=size)
+        assert counts.min() > 0
+        assert counts.max() <= 2 * counts.min()
+
+
+def test_an_unknown_split_or_phrasing_is_refused():
+    with pytest.raises(ValueError, match="unknown split 'tests': one of train"):
+        shapes.split("tests")
+    with pytest.raises(ValueError, match="unknown phrasing"):
+        shapes.caption([0, 0, 0, 0], "upside down")
+
+
+# --------------------------------------------------------------------------------------------------------- rendering
+
+
+@pytest.mark.parametrize("shape", shapes.SHAPES)
+@pytest.mark.parametrize("radius", [0.42, 0.68])
+def test_a_shape_covers_its_area_wherever_it_is(shape, radius):
+    centre = 0.1 * torch.randn(50, 2, generator=rng()).clamp(-1.5, 1.5) / 2
+    which = torch.full((50,), shapes.SHAPES.index(shape))
+    mask = shapes.coverage(which, centre, torch.full((50,), radius))
+    area = mask.sum((-2, -1)) * PIXEL_AREA
+    torch.testing.assert_close(area, torch.full_like(area, AREAS[shape] * radius**2), rtol=0.015, atol=0)
+    ticks = (torch.arange(shapes.PIXELS) + 0.5) * (2 / shapes.PIXELS) - 1
+    found = torch.stack([(mask * ticks).sum((-2, -1)), (mask * ticks[:, None]).sum((-2, -1))], -1) * PIXEL_AREA
+    torch.testing.assert_close(found / area[:, None], centre, atol=0.01, rtol=0)
+
+
+def test_edges_are_anti_aliased_and_a_straight_one_is_exact():
+    """A square from -0.5 - 1/4 pixel: the rim pixels show a quarter."""
+    pixel = 2 / shapes.PIXELS
+    mask = shapes.coverage(torch.tensor([1]), torch.zeros(1, 2), torch.tensor([(0.5 + pixel / 4) / 0.86]))[0]
+    row = mask[shapes.PIXELS // 2]
+    torch.testing.assert_close(row[8:24], torch.ones(16))
+    torch.testing.assert_close(row[[7, 24]], torch.full((2,), 0.25), atol=1e-5, rtol=0)
+    assert row[:7].sum() == row[25:].sum() == 0
+
+
+def test_a_picture_is_a_function_of_its_scene(drawn):
+    scenes, images, _ = drawn
+    assert images.shape == (2000, 3, 32, 32)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert torch.equal(shapes.render(scenes.pick(slice(5, 9))), images[5:9])
+    rows = shapes.split("test")
+    assert torch.equal(
+        shapes.draw_pictures(rows, generator=rng(1)), shapes.render(shapes.draw_scenes(rows, generator=rng(1)))
+    )
+
+
+def test_the_stated_share_is_clean_and_the_flaws_are_even():
+    flaws = shapes.draw_flaws(40_000, clean_share=0.4, generator=rng())
+    count = flaws.sum(-1)
+    shares = torch.bincount(count, minlength=5) / len(count)
+    torch.testing.assert_close(shares, torch.tensor([0.4, 0.3, 0.3, 0.0, 0.0]), atol=0.01, rtol=0)
+    torch.testing.assert_close(flaws.float().mean(0), torch.full((4,), 0.9 / 4), atol=0.01, rtol=0)
+
+
+# --------------------------------------------------------------------------------------------------------------- gold
+
+
+def test_the_picture_that_the_caption_describes_is_worth_one():
+    rows = shapes.all_attributes()
+    score = shapes_gold.gold(shapes.render(shapes.ideal_scene(rows)), rows)
+    torch.testing.assert_close(score, torch.ones(192), atol=1e-3, rtol=0)
+
+
+def test_every_flaw_lowers_its_own_part_of_the_score(drawn):
+    scenes, images, attributes = drawn
+    parts, count = shapes_gold.gold_parts(images, attributes), scenes.flaws.sum(-1)
+    clean = {name: value[count == 0].mean().item() for name, value in parts.items()}
+    assert min(clean.values()) > 0.95
+    lowered = {"off centre": "centring", "washed out": "colour", "blurred": "shape", "blotchy": "tidiness"}
+    for k, flaw in enumerate(shapes.FLAWS):
+        only = scenes.flaws[:, k] & (count == 1)
+        assert parts[lowered[flaw]][only].mean() < 0.65, flaw
+        assert shapes_gold.gold(images[only], attributes[only]).mean() < 0.75, flaw
+
+
+@pytest.mark.parametrize("attribute", range(4))
+def test_a_picture_of_something_else_is_worth_less(drawn, attribute):
+    scenes, images, attributes = drawn
+    clean = scenes.flaws.sum(-1) == 0
+    wrong = attributes.clone()
+    wrong[:, attribute] = (wrong[:, attribute] + 1) % shapes.ATTRIBUTE_SIZES[attribute]
+    right_score = shapes_gold.gold(images[clean], attributes[clean])
+    assert (right_score - shapes_gold.gold(images[clean], wrong[clean])).mean() > 0.3
+
+
+def test_any_picture_has_a_score_between_0_and_1():
+    noise = torch.rand(64, 3, 32, 32, generator=rng())
+    flat = torch.linspace(0, 1, 64)[:, None, None, None].expand(64, 3, 32, 32)
+    rows = shapes.all_attributes()[:64]
+    for images in (noise, flat):
+        score = shapes_gold.gold(images, rows)
+        assert score.isfinite().all()
+        assert score.min() >= 0
+        assert score.max() < 0.55
+
+
+# -------------------------------------------------------------------------------------------------- preference pairs
+
+
+def test_the_judge_follows_bradley_and_terry():
+    rows = shapes.draw_attributes(shapes.split("seen"), 3000, generator=rng())
+    pairs = shapes_gold.preference_pairs(rows, sharpness=6.0, generator=rng(1))
+    torch.testing.assert_close(pairs.gold_a, shapes_gold.gold(pairs.a, rows))
+    chance = torch.sigmoid(6.0 * (pairs.gold_a - pairs.gold_b))
+    for low in (0.0, 0.3, 0.6):
+        near = (chance >= low) & (chance < low + 0.3)
+        assert pairs.a_wins[near].float().mean().item() == pytest.approx(chance[near].mean().item(), abs=0.05)
+
+
+def test_a_share_of_the_pictures_shows_something_else():
+    rows = shapes.draw_attributes(shapes.all_attributes(), 20_000, generator=rng())
+    wrong = shapes_gold.misdraw(rows, 0.3, generator=rng(1)) != rows
+    shares = torch.bincount(wrong.sum(-1), minlength=5) / len(rows)
+    torch.testing.assert_close(shares, torch.tensor([0.7, 0.15, 0.15, 0.0, 0.0]), atol=0.01, rtol=0)
+    torch.testing.assert_close(wrong.float().mean(0), torch.full((4,), 0.45 / 4), atol=0.01, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------- distances between sets
+
+
+def test_frechet_distances_in_closed_form():
+    """Of a set to itself, to its shift by m, and to s times itself: 0, |m|^2, (s - 1)^2 (|mean|^2 + tr C)."""
+    a = torch.randn(500, 6, generator=rng(), dtype=torch.float64) @ torch.randn(6, 6, generator=rng(1)).double()
+    shift = torch.arange(6).double()
+    assert shapes_gold.frechet_distance(a, a) == pytest.approx(0, abs=1e-8)
+    assert shapes_gold.frechet_distance(a, a + shift) == pytest.approx(shift.square().sum().item(), rel=1e-8)
+    size = (a.mean(0).square().sum() + torch.cov(a.T).trace()).item()
+    assert shapes_gold.frechet_distance(a, 3 * a) == pytest.approx(4 * size, rel=1e-8)
+
+
+def test_frechet_distances_with_fewer_samples_than_features_are_finite():
+    a, b = torch.randn(2, 10, 32, generator=rng())
+    assert 0 < shapes_gold.frechet_distance(a, b) < 200
+
+
+def test_diversity_is_the_mean_distance_of_different_pictures():
+    pictures = torch.stack([torch.full((3, 4, 4), value) for value in (0.0, 0.5, 1.0)])[None]
+    torch.testing.assert_close(shapes_gold.diversity(pictures), torch.tensor([(0.5 + 0.5 + 1.0) / 3]))
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+def test_the_small_files_are_what_the_code_makes(checkout):
+    """Captions to the letter, statistics to their last digit; else: python -m dipp_core.worlds.shapes_tables."""
+    files = {name: (checkout / "data/shapes" / name).read_text() for name in shapes_tables.TABLES}
+    assert files["captions.csv"] == shapes_tables.captions_table()
+    kept, made = (
+        [row.split(",") for row in text.splitlines()]
+        for text in (files["statistics.csv"], shapes_tables.statistics_table())
+    )
+    assert kept[0] == made[0]
+    assert [row[0] for row in kept] == [row[0] for row in made]
+    for ours, theirs in zip(kept[1:], made[1:], strict=True):
+        assert [float(x) for x in ours[1:]] == pytest.approx([float(x) for x in theirs[1:]], abs=0.0015)
