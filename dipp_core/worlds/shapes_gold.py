@@ -5,6 +5,7 @@ a generated picture as it judges a drawn one. Training never sees it; it makes t
 afterwards whether a higher reward was a better picture.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -119,14 +120,20 @@ def misdraw(attributes: Tensor, share: float, *, generator: torch.Generator) -> 
 
 
 def preference_pairs(
-    attributes: Tensor, *, wrong_share: float = 0.3, sharpness: float = 6.0, generator: torch.Generator
+    attributes: Tensor,
+    *,
+    wrong_share: float = 0.3,
+    sharpness: float = 6.0,
+    through: Callable[[Tensor], Tensor] = lambda images: images,
+    generator: torch.Generator,
 ) -> Pairs:
     """Pairs for captions (n, 4), judged by Bradley and Terry's law: P(a wins) = sigmoid(sharpness (gold_a - gold_b)).
 
-    Pictures come from the miniature's data; a share of them shows something else than the caption says.
+    Pictures come from the miniature's data; a share of them shows something else than the caption says. What they go
+    `through` before they are judged may be an autoencoder: a reward should have seen such pictures as it will judge.
     """
     a, b = (
-        shapes.draw_pictures(misdraw(attributes, wrong_share, generator=generator), generator=generator)
+        through(shapes.draw_pictures(misdraw(attributes, wrong_share, generator=generator), generator=generator))
         for _ in range(2)
     )
     gold_a, gold_b = gold(a, attributes), gold(b, attributes)

@@ -193,6 +193,14 @@ def test_the_judge_follows_bradley_and_terry():
         assert pairs.a_wins[near].float().mean().item() == pytest.approx(chance[near].mean().item(), abs=0.05)
 
 
+def test_pictures_may_go_through_something_before_they_are_judged():
+    rows = shapes.draw_attributes(shapes.split("seen"), 50, generator=rng())
+    plain = shapes_gold.preference_pairs(rows, generator=rng(1))
+    faded = shapes_gold.preference_pairs(rows, through=lambda images: 0.5 + 0.5 * images, generator=rng(1))
+    torch.testing.assert_close(faded.a, 0.5 + 0.5 * plain.a)
+    torch.testing.assert_close(faded.gold_b, shapes_gold.gold(0.5 + 0.5 * plain.b, rows))
+
+
 def test_a_share_of_the_pictures_shows_something_else():
     rows = shapes.draw_attributes(shapes.all_attributes(), 20_000, generator=rng())
     wrong = shapes_gold.misdraw(rows, 0.3, generator=rng(1)) != rows
