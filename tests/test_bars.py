@@ -44,6 +44,19 @@ BARS = [
     ("14_ablations_2d", "variants.K_TA = 0.seeds_broken", 5, 5),
     ("14_ablations_2d", "variants.assistant stale, 32 steps.seeds_broken", 3, 5),
     ("14_ablations_2d", "variants.lambda = 1.seeds_broken", 3, 5),
+    ("20_miniature_world", "classifier_accuracy.clean", 0.99, 1),
+    ("20_miniature_world", "classifier_accuracy.mixed", 0.97, 1),
+    ("20_miniature_world", "vae_roundtrip_accuracy.clean", 0.95, 1),
+    ("20_miniature_world", "vae_roundtrip_gold.clean", 0.78, 1),
+    ("20_miniature_world", "reward_pair_accuracy.seen", 0.78, 1),
+    ("20_miniature_world", "reward_pair_accuracy.held out", 0.75, 1),
+    ("20_miniature_world", "climb_gold_lost.pixels", 0.3, 1),
+    ("20_miniature_world", "climb_gold_lost.latents", 0.2, 1),
+    ("20_miniature_world", "read_back_max_diff", 0, 1e-6),
+    ("21_reference", "caption_accuracy.unet", 0.85, 1),
+    ("21_reference", "caption_accuracy.dit", 0.80, 1),
+    ("21_reference", "pipeline_max_diff.unet", 0, 1e-3),
+    ("21_reference", "pipeline_max_diff.dit", 0, 1e-3),
 ]
 
 

@@ -8,9 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dipp_core.lab.config import Section
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+from dipp_core.lab.section_types import Count, Positive
+from dipp_core.lab.sections_miniature import Alignment, Distillation, Reference
 
 
 class StartHere(Section):
@@ -188,6 +187,26 @@ class Ablations2d(Section):
     breaks: Annotated[float, Field(gt=1, allow_inf_nan=False)]
 
 
+class MiniatureWorld(Section):
+    size: Literal["tiny", "mini"]
+    lr: Positive
+    pool: Annotated[int, Field(ge=100)]
+    classifier_steps: Annotated[int, Field(ge=20)]
+    classifier_batch: Annotated[int, Field(ge=8)]
+    vae_steps: Annotated[int, Field(ge=20)]
+    vae_batch: Annotated[int, Field(ge=4)]
+    text_steps: Annotated[int, Field(ge=20)]
+    text_batch: Annotated[int, Field(ge=8)]
+    pairs: Annotated[int, Field(ge=100)]
+    reward_steps: Annotated[int, Field(ge=20)]
+    reward_batch: Annotated[int, Field(ge=8)]
+    test_pictures: Annotated[int, Field(ge=60)]
+    ascent_pictures: Annotated[int, Field(ge=12, multiple_of=4)]
+    ascent_steps: Annotated[int, Field(ge=6)]
+    pixel_step: Positive
+    latent_step: Positive
+
+
 SECTIONS: dict[str, type[Section]] = {
     "start_here": StartHere,
     "scores_and_one_step_generators": ScoresAndOneStepGenerators,
@@ -201,4 +220,8 @@ SECTIONS: dict[str, type[Section]] = {
     "pareto_2d": Pareto2d,
     "reward_hacking_2d": RewardHacking2d,
     "ablations_2d": Ablations2d,
+    "miniature_world": MiniatureWorld,
+    "reference": Reference,
+    "distillation": Distillation,
+    "alignment": Alignment,
 }
