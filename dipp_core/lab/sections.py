@@ -9,7 +9,7 @@ from pydantic import Field
 
 from dipp_core.lab.config import Section
 from dipp_core.lab.section_types import Count, Positive
-from dipp_core.lab.sections_miniature import Alignment, Distillation, Reference
+from dipp_core.lab.sections_miniature import Alignment, Distillation, MiniatureResults, Reference
 
 
 class StartHere(Section):
@@ -224,4 +224,5 @@ SECTIONS: dict[str, type[Section]] = {
     "reference": Reference,
     "distillation": Distillation,
     "alignment": Alignment,
+    "miniature_results": MiniatureResults,
 }

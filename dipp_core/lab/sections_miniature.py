@@ -87,3 +87,10 @@ class Alignment(Section):
         if self.kept_seed not in self.seeds or self.choice_seed in self.seeds:
             raise ValueError("kept_seed must be one of seeds, and choice_seed none of them")
         return self
+
+
+class MiniatureResults(Section):
+    sampler_steps: Annotated[int, Field(ge=1, le=1000)]
+    guidance: Annotated[list[Annotated[float, Field(ge=1, allow_inf_nan=False)]], Field(min_length=1, max_length=4)]
+    columns: Annotated[int, Field(ge=2, le=14)]
+    resamples: Annotated[int, Field(ge=10)]

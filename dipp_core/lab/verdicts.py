@@ -5,9 +5,10 @@ and again to see how much a number owes to the choice of them. A Frechet distanc
 captions drawn, as often as they were: else it would measure how the draw differs from all captions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -15,7 +16,10 @@ from dipp_core.rewards.shapes import AttributeClassifier, PreferenceReward
 from dipp_core.worlds import shapes, shapes_gold
 
 NUMBERS = ("accuracy", "gold", "reward", "frechet_data", "frechet_clean", "diversity")
-Statistic = Callable[[Tensor], dict[str, float]]
+DIGITS = {"frechet_data": 0, "frechet_clean": 0}  # after the point, where a number is given in words; others have 3
+ENDS = ("", "_low", "_high")
+Interval = tuple[float, float, float]  # value, low and high end
+Statistic = Callable[..., dict]
 
 
 @dataclass(frozen=True)
@@ -84,28 +88,50 @@ def judge(images: Tensor, attributes: Tensor, judges: Judges) -> Verdict:
 def numbers(verdict: Verdict, judges: Judges, index: Tensor | None = None) -> dict[str, float]:
     """The `NUMBERS` of a verdict, or of those of its captions that `index` picks, with repetitions if it has any."""
     index = torch.arange(len(verdict)) if index is None else index
-    features = verdict.features[index].flatten(0, 1)
-    return {
-        "accuracy": verdict.right[index].all(-1).float().mean().item(),
-        "gold": verdict.gold[index].mean().item(),
-        "reward": verdict.reward[index].mean().item(),
-        "frechet_data": shapes_gold.frechet_distance(judges.data[index].flatten(0, 1), features),
-        "frechet_clean": shapes_gold.frechet_distance(judges.clean[index].flatten(0, 1), features),
-        "diversity": verdict.diversity[index].mean().item(),
-    }
+    return _Sums([verdict], judges).numbers(index)[0]
 
 
-def bootstrap(
-    statistic: Statistic, captions: int, *, resamples: int, generator: torch.Generator
-) -> dict[str, tuple[float, float, float]]:
+class _Sums:
+    """Verdicts on the same captions, their features summed up by caption: what resampling asks for again and again."""
+
+    def __init__(self, verdicts: Sequence[Verdict], judges: Judges):
+        self.verdicts = verdicts
+        self.features = [shapes_gold.sums_of(verdict.features) for verdict in verdicts]
+        self.data = {
+            "frechet_data": shapes_gold.sums_of(judges.data),
+            "frechet_clean": shapes_gold.sums_of(judges.clean),
+        }
+
+    def numbers(self, index: Tensor, which: Iterable[int] | None = None) -> dict[int, dict[str, float]]:
+        """The `NUMBERS` of some of the verdicts, or of all, for the captions that `index` picks."""
+        weights = torch.bincount(index, minlength=len(self.verdicts[0])).double()
+
+        def moments(sums: Tensor) -> shapes_gold.Moments:
+            return shapes_gold.moments_of_sums((weights @ sums.flatten(1)).view(sums.shape[1:]))
+
+        data, found = {name: moments(sums) for name, sums in self.data.items()}, {}
+        for k in range(len(self.verdicts)) if which is None else sorted(set(which)):
+            verdict, own = self.verdicts[k], moments(self.features[k])
+            values = {"accuracy": verdict.right.all(-1), "gold": verdict.gold, "reward": verdict.reward}
+            means = {name: value[index].float().mean().item() for name, value in values.items()}
+            means |= {name: shapes_gold.frechet(there, own) for name, there in data.items()}
+            found[k] = means | {"diversity": verdict.diversity[index].mean().item()}
+        return found
+
+
+# ---------------------------------------------------------------------------------------------------------- intervals
+
+
+def bootstrap(statistic: Statistic, *sizes: int, resamples: int, generator: torch.Generator) -> dict[str, Interval]:
     """Value, low and high end of the 95% interval of each number that `statistic(index of captions)` gives.
 
     The interval is the spread of the resampled numbers, moved so that its middle is their mean: captions drawn twice
     make a Frechet distance larger, which says nothing of its uncertainty. Give differences to `statistic` to get
-    their interval with captions paired.
+    their interval with captions paired. Of several sizes (captions, seeds) each is drawn, and has an index.
     """
-    values = statistic(torch.arange(captions))
-    drawn = [statistic(torch.randint(captions, (captions,), generator=generator)) for _ in range(resamples)]
+    values = statistic(*map(torch.arange, sizes))
+    draws = ([torch.randint(n, (n,), generator=generator) for n in sizes] for _ in range(resamples))
+    drawn = [statistic(*indices) for indices in draws]
     found = {}
     for name, value in values.items():
         again = torch.tensor([one[name] for one in drawn], dtype=torch.float64)
@@ -116,8 +142,63 @@ def bootstrap(
 
 def with_intervals(
     verdict: Verdict, judges: Judges, *, resamples: int, generator: torch.Generator
-) -> dict[str, tuple[float, float, float]]:
+) -> dict[str, Interval]:
     """The `NUMBERS` of a verdict, each as (value, low, high)."""
-    return bootstrap(
-        lambda index: numbers(verdict, judges, index), len(verdict), resamples=resamples, generator=generator
-    )
+    sums = _Sums([verdict], judges)
+    return bootstrap(lambda index: sums.numbers(index)[0], len(verdict), resamples=resamples, generator=generator)
+
+
+def compare(
+    runs: Mapping[str, Sequence[Verdict]],
+    judges: Judges,
+    *,
+    pairs: Iterable[tuple[str, str]] = (),
+    resamples: int,
+    generator: torch.Generator,
+) -> tuple[dict[str, dict[str, Interval]], dict[tuple[str, str], dict[str, Interval]]]:
+    """The `NUMBERS` of methods, means over seeds, and of `pairs` (method, control) what the method has more.
+
+    runs: a method's verdicts on the same captions, one a seed; or only one, of what has no seeds. Captions and seeds
+    are drawn again together, the same for all methods: what a pair has in common falls out of its difference. The
+    part of the seeds is too small if they are few: drawn from n, they vary by (n - 1) / n of their variance.
+    """
+    pairs, seeds = list(pairs), max(len(found) for found in runs.values())
+    if wrong := [name for name, found in runs.items() if len(found) not in (1, seeds)]:
+        raise ValueError(f"{wrong[0]} has {len(runs[wrong[0]])} verdicts: one a seed, {seeds}, or a single one")
+    places = [(name, k) for name, found in runs.items() for k in range(len(found))]
+    sums = _Sums([runs[name][k] for name, k in places], judges)
+
+    def statistic(captions: Tensor, drawn: Tensor) -> dict:
+        picked = {name: [places.index((name, k % len(found))) for k in drawn.tolist()] for name, found in runs.items()}
+        one = sums.numbers(captions, [k for ks in picked.values() for k in ks])
+        mean = {(name, key): sum(one[k][key] for k in ks) / seeds for name, ks in picked.items() for key in NUMBERS}
+        return mean | {((a, b), key): mean[a, key] - mean[b, key] for a, b in pairs for key in NUMBERS}
+
+    captions = len(next(iter(runs.values()))[0])
+    found = bootstrap(statistic, captions, seeds, resamples=resamples, generator=generator)
+    values, gains = ({name: {key: found[name, key] for key in NUMBERS} for name in names} for names in (runs, pairs))
+    return values, gains
+
+
+# ------------------------------------------------------------------------------------------------------- in words
+
+
+def in_words(value: float, low: float, high: float, digits: int = 3) -> str:
+    """A number and half the width of its interval, "0.812 ± 0.014"."""
+    return f"{value:.{digits}f} ± {(high - low) / 2:.{digits}f}"
+
+
+def two_tables(
+    rows: Iterable[tuple[dict, Mapping[str, Interval]]], digits: Mapping[str, int] = DIGITS
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The same rows twice: with both ends of every interval, for a CSV file, and in words, for the page.
+
+    rows: what a row is called, {"method": "DI++"}, and its numbers, {"gold": (value, low, high)}.
+    """
+    whole, short = [], []
+    for head, numbers in rows:
+        ends = {f"{key}{end}": x for key, three in numbers.items() for end, x in zip(ENDS, three, strict=True)}
+        words = {key.replace("_", " "): in_words(*three, digits.get(key, 3)) for key, three in numbers.items()}
+        whole.append(head | ends)
+        short.append(head | words)
+    return pd.DataFrame(whole), pd.DataFrame(short)

@@ -131,6 +131,70 @@ def test_a_verdict_with_intervals_is_the_same_for_the_same_generator(judges, ver
     assert all(low <= value <= high for value, low, high in first.values() if low < high)
 
 
+def verdicts_of(images, judges, count):
+    """One verdict a seed: pictures ever darker, so that every seed is another."""
+    return [verdicts.judge(images * (1 - 0.1 * k), ROWS, judges) for k in range(count)]
+
+
+def test_methods_are_compared_by_means_over_seeds_and_their_differences(images, judges, verdict):
+    three, washed = verdicts_of(images, judges, 3), verdicts_of(0.5 + images / 2, judges, 3)
+    runs = {"a": three, "b": washed, "alone": [verdict]}
+    values, gains = verdicts.compare(runs, judges, pairs=[("a", "b"), ("a", "alone")], resamples=5, generator=rng(7))
+    for name, found in runs.items():
+        rows = [verdicts.numbers(one, judges) for one in found]
+        for key in verdicts.NUMBERS:
+            assert values[name][key][0] == pytest.approx(sum(row[key] for row in rows) / len(rows))
+    for (a, b), found in gains.items():
+        for key in verdicts.NUMBERS:
+            assert found[key][0] == pytest.approx(values[a][key][0] - values[b][key][0], abs=1e-9)
+    assert verdicts.compare(runs, judges, resamples=5, generator=rng(7))[0] == values
+
+
+def test_what_a_pair_has_in_common_falls_out_of_its_gain(images, judges):
+    runs = {"a": verdicts_of(images, judges, 3), "b": verdicts_of(images, judges, 3)}
+    values, gains = verdicts.compare(runs, judges, pairs=[("a", "b")], resamples=20, generator=rng(8))
+    assert all(ends == (0, 0, 0) for ends in gains["a", "b"].values())
+    assert values["a"]["gold"][1] < values["a"]["gold"][2]
+
+
+def test_seeds_widen_an_interval(images, judges):
+    """Of three seeds one is drawn n times: sd of their mean is the spread over root 3, as in the closed form."""
+    three = verdicts_of(images, judges, 3)
+    one_caption = [
+        dataclasses.replace(v, **{f.name: getattr(v, f.name)[:1] for f in dataclasses.fields(v)}) for v in three
+    ]
+    judge = dataclasses.replace(judges, attributes=ROWS[:1], data=judges.data[:1], clean=judges.clean[:1])
+    (value, low, high) = verdicts.compare({"a": one_caption}, judge, resamples=300, generator=rng(9))[0]["a"]["gold"]
+    seeds = torch.tensor([verdicts.numbers(v, judge)["gold"] for v in one_caption])
+    assert value == pytest.approx(seeds.mean().item())
+    assert low >= seeds.min() - (seeds.max() - seeds.min())
+    assert high - low == pytest.approx(2 * 1.96 * seeds.std(correction=0).item() / 3**0.5, rel=0.25)
+
+
+def test_methods_of_different_numbers_of_seeds_are_refused(images, judges):
+    three = verdicts_of(images, judges, 3)
+    with pytest.raises(ValueError, match="b has 2 verdicts: one a seed, 3, or a single one"):
+        verdicts.compare({"a": three, "b": three[:2]}, judges, resamples=2, generator=rng())
+
+
+def test_tables_have_both_ends_in_the_file_and_half_widths_on_the_page():
+    found = {"gold": (0.8121, 0.79, 0.83), "frechet_data": (45.3, 40.0, 50.0)}
+    whole, short = verdicts.two_tables([({"method": "DI++"}, found)])
+    assert whole.to_dict("records") == [
+        {
+            "method": "DI++",
+            "gold": 0.8121,
+            "gold_low": 0.79,
+            "gold_high": 0.83,
+            "frechet_data": 45.3,
+            "frechet_data_low": 40.0,
+            "frechet_data_high": 50.0,
+        }
+    ]
+    assert short.to_dict("records") == [{"method": "DI++", "gold": "0.812 ± 0.020", "frechet data": "45 ± 5"}]
+    assert verdicts.in_words(0.5, 0.4, 0.6, digits=1) == "0.5 ± 0.1"
+
+
 def test_judges_come_back_from_their_tensors_and_are_frozen(judges, images):
     tensors = {f"reward.{k}": v for k, v in judges.reward.state_dict().items()}
     tensors |= {f"classifier.{k}": v for k, v in judges.classifier.state_dict().items()}

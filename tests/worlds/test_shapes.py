@@ -222,6 +222,16 @@ def test_frechet_distances_in_closed_form():
     assert shapes_gold.frechet_distance(a, 3 * a) == pytest.approx(4 * size, rel=1e-8)
 
 
+def test_moments_of_sums_are_those_of_the_union():
+    features = torch.randn(3, 7, 4, generator=rng()) + 5
+    index = torch.tensor([2, 0, 2])
+    found = shapes_gold.moments_of_sums(shapes_gold.sums_of(features)[index].sum(0))
+    union = features[index].flatten(0, 1).double()
+    torch.testing.assert_close(found.mean, union.mean(0))
+    torch.testing.assert_close(found.covariance, torch.cov(union.T))
+    torch.testing.assert_close(found.root @ found.root, found.covariance)
+
+
 def test_frechet_distances_with_fewer_samples_than_features_are_finite():
     a, b = torch.randn(2, 10, 32, generator=rng())
     assert 0 < shapes_gold.frechet_distance(a, b) < 200
