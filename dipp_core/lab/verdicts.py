@@ -6,7 +6,7 @@ captions drawn, as often as they were: else it would measure how the draw differ
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import pandas as pd
 import torch
@@ -83,6 +83,16 @@ def judge(images: Tensor, attributes: Tensor, judges: Judges) -> Verdict:
         "features": judges.classifier.features(flat),
     }
     return Verdict(diversity=shapes_gold.diversity(images), **{key: x.unflatten(0, (n, k)) for key, x in found.items()})
+
+
+def to_tensors(verdict: Verdict, name: str) -> dict[str, Tensor]:
+    """The parts of a verdict as "name.gold", ..., to be saved."""
+    return {f"{name}.{field.name}": getattr(verdict, field.name) for field in fields(Verdict)}
+
+
+def from_tensors(tensors: Mapping[str, Tensor], name: str) -> Verdict:
+    """The verdict that `to_tensors` gave."""
+    return Verdict(**{field.name: tensors[f"{name}.{field.name}"] for field in fields(Verdict)})
 
 
 def numbers(verdict: Verdict, judges: Judges, index: Tensor | None = None) -> dict[str, float]:
@@ -184,8 +194,8 @@ def compare(
 
 
 def in_words(value: float, low: float, high: float, digits: int = 3) -> str:
-    """A number and half the width of its interval, "0.812 ± 0.014"."""
-    return f"{value:.{digits}f} ± {(high - low) / 2:.{digits}f}"
+    """A number and half the width of its interval, "0.812 ± 0.014", with spaces at which no line breaks."""
+    return f"{value:.{digits}f}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{(high - low) / 2:.{digits}f}"
 
 
 def two_tables(

@@ -150,6 +150,13 @@ def test_methods_are_compared_by_means_over_seeds_and_their_differences(images, 
     assert verdicts.compare(runs, judges, resamples=5, generator=rng(7))[0] == values
 
 
+def test_a_verdict_comes_back_from_its_tensors(judges, verdict):
+    tensors = verdicts.to_tensors(verdict, "held out") | {"other": torch.zeros(1)}
+    assert tensors["held out.gold"] is verdict.gold
+    again = verdicts.from_tensors(tensors, "held out")
+    assert all(torch.equal(getattr(again, f.name), getattr(verdict, f.name)) for f in dataclasses.fields(verdict))
+
+
 def test_what_a_pair_has_in_common_falls_out_of_its_gain(images, judges):
     runs = {"a": verdicts_of(images, judges, 3), "b": verdicts_of(images, judges, 3)}
     values, gains = verdicts.compare(runs, judges, pairs=[("a", "b")], resamples=20, generator=rng(8))
@@ -191,8 +198,10 @@ def test_tables_have_both_ends_in_the_file_and_half_widths_on_the_page():
             "frechet_data_high": 50.0,
         }
     ]
-    assert short.to_dict("records") == [{"method": "DI++", "gold": "0.812 ± 0.020", "frechet data": "45 ± 5"}]
-    assert verdicts.in_words(0.5, 0.4, 0.6, digits=1) == "0.5 ± 0.1"
+    assert short.to_dict("records") == [
+        {"method": "DI++", "gold": "0.812\xa0±\xa00.020", "frechet data": "45\xa0±\xa05"}
+    ]
+    assert verdicts.in_words(0.5, 0.4, 0.6, digits=1) == "0.5\xa0±\xa00.1"
 
 
 def test_judges_come_back_from_their_tensors_and_are_frozen(judges, images):
