@@ -2,8 +2,8 @@
 
     python -m dipp_core.lab.bench
 
-Both networks of the miniature, with random weights, learn by every method. In one run every step and every pass alone
-is timed by turns, so that a busy machine disturbs all alike; only ratios mean something.
+Both networks of the miniature, with random weights, learn by every method. Step and passes are timed by turns in one
+run, so that a busy machine disturbs both alike; only ratios mean something.
 """
 
 import ctypes
@@ -62,7 +62,9 @@ NEEDED = {
     "distar_in": FOLLOW + MOVE + SCORE_DIVERGENCE + REWARD,
     "reward_only": MOVE + REWARD,
 }
-ONE_CALL, TWO_CALLS = Pass("ref", pair=True), Pass("ref")  # guidance in one batch, and half of it
+ONE_CALL, HALF = Pass("ref", pair=True), Pass("ref")  # guidance in one batch, and one of two calls
+STEP = "step"
+Times = dict[Pass | str, float]  # seconds
 
 
 class Roles(NamedTuple):
@@ -150,26 +152,31 @@ def seconds(function: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def measure(roles: Roles, *, batch: int, rounds: int) -> dict[Pass | str, list[float]]:
-    """Seconds of every pass and of a step of every method, a number a round."""
-    passes = dict.fromkeys(one for needed in (*NEEDED.values(), (TWO_CALLS,)) for one in needed)
-    work = {one: one_pass(roles, one, batch) for one in passes}
-    work |= {method: one_step(roles, method, batch) for method in NEEDED}
-    turns = [{name: seconds(function) for name, function in work.items()} for _ in range(WARM_UP + rounds)]
-    return {name: [turn[name] for turn in turns[WARM_UP:]] for name in work}
+def measure(roles: Roles, *, batch: int, rounds: int) -> dict[str, list[Times]]:
+    """By method, a round each: a step, and right after it each of its passes. "guidance": one call, and half of two."""
+    passes = {one: one_pass(roles, one, batch) for needed in NEEDED.values() for one in needed}
+    work = {name: {STEP: one_step(roles, name, batch)} | {p: passes[p] for p in NEEDED[name]} for name in NEEDED}
+    work["guidance"] = {ONE_CALL: passes[ONE_CALL], HALF: one_pass(roles, HALF, batch)}
+    found = {name: [] for name in work}
+    for _ in range(WARM_UP + rounds):
+        for name, group in work.items():
+            found[name].append({what: seconds(function) for what, function in group.items()})
+    return {name: turns[WARM_UP:] for name, turns in found.items()}
 
 
-def step_over_passes(times: dict[Pass | str, list[float]], method: str) -> float:
-    """Time of a step over the sum of what it needs, both of one round; median over the rounds."""
-    needed = zip(*(times[one] for one in NEEDED[method]), strict=True)
-    return statistics.median(step / sum(alone) for step, alone in zip(times[method], needed, strict=True))
+def step_over_passes(turns: list[Times]) -> float:
+    """Time of a step over the sum of what it needs; median over the rounds."""
+    return statistics.median(turn[STEP] / sum(turn[what] for what in turn if what != STEP) for turn in turns)
 
 
-def one_call_over_two(times: dict[Pass | str, list[float]]) -> float:
+def one_call_over_two(turns: list[Times]) -> float:
     """Time of guidance in one batch over that of two calls; median over the rounds."""
-    return statistics.median(
-        together / (2 * half) for together, half in zip(times[ONE_CALL], times[TWO_CALLS], strict=True)
-    )
+    return statistics.median(turn[ONE_CALL] / (2 * turn[HALF]) for turn in turns)
+
+
+def milliseconds(turns: list[Times], what: Pass | str) -> float:
+    """Median over the rounds that have it."""
+    return 1000 * statistics.median(turn[what] for turn in turns if what in turn)
 
 
 def keep_memory() -> None:
@@ -189,16 +196,15 @@ def main() -> None:
     keep_memory()
     print(f"batch {BATCH}, {ROUNDS} rounds, {torch.get_num_threads()} threads of {os.cpu_count()} cores; medians")
     for kind in miniature.KINDS:
-        times = measure(new_roles(kind, SIZE), batch=BATCH, rounds=ROUNDS)
+        found = measure(new_roles(kind, SIZE), batch=BATCH, rounds=ROUNDS)
+        turns = [turn for group in found.values() for turn in group]
         print(f"\n{kind:30} {'alone, ms':>10}")
-        for name, found in times.items():
-            if isinstance(name, Pass):
-                print(f"{name!s:30} {1000 * statistics.median(found):10.1f}")
-        print(f"guidance in one call over two calls: {one_call_over_two(times):.2f}")
+        for what in dict.fromkeys(what for turn in turns for what in turn if what != STEP):
+            print(f"{what!s:30} {milliseconds(turns, what):10.1f}")
+        print(f"guidance in one call over two calls: {one_call_over_two(found['guidance']):.2f}")
         print(f"\n{kind:30} {'a step, ms':>10} {'over its passes':>16}")
         for method in NEEDED:
-            step, ratio = 1000 * statistics.median(times[method]), step_over_passes(times, method)
-            print(f"{method:30} {step:10.1f} {ratio:16.2f}")
+            print(f"{method:30} {milliseconds(found[method], STEP):10.1f} {step_over_passes(found[method]):16.2f}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from dipp_core.lab.bench import NEEDED, Pass
 from dipp_core.worlds import miniature
 
 BATCH = 3
-PASSES = sorted({one for needed in NEEDED.values() for one in needed} | {bench.TWO_CALLS})
+PASSES = sorted({one for needed in NEEDED.values() for one in needed} | {bench.HALF})
 
 
 @pytest.fixture(scope="module", params=miniature.KINDS)
@@ -89,18 +89,24 @@ def test_guidance_is_one_call_of_twice_the_batch(roles):
 def test_neither_steps_nor_passes_move_a_weight(roles):
     """So that all that is timed is timed on the same networks."""
     before = {name: [p.clone() for p in network.parameters()] for name, network in roles.networks().items()}
-    times = bench.measure(roles, batch=BATCH, rounds=2)
-    assert set(times) == {*PASSES, *NEEDED}
-    assert all(len(found) == 2 and min(found) > 0 for found in times.values())
+    found = bench.measure(roles, batch=BATCH, rounds=2)
+    kinds = {method: {bench.STEP, *needed} for method, needed in NEEDED.items()}
+    kinds["guidance"] = {bench.ONE_CALL, bench.HALF}
+    assert {name: [set(turn) for turn in turns] for name, turns in found.items()} == {
+        k: [v] * 2 for k, v in kinds.items()
+    }
+    assert all(value > 0 for turns in found.values() for turn in turns for value in turn.values())
     for name, network in roles.networks().items():
         assert all(torch.equal(a, b) for a, b in zip(before[name], network.parameters(), strict=True))
 
 
 def test_ratios_are_those_of_a_round_and_their_median():
-    times = {one: [1.0, 10.0, 2.0] for one in PASSES} | {"reward_only": [3.3, 30.0, 12.0]}
-    assert bench.step_over_passes(times, "reward_only") == pytest.approx(1.1)
-    times[bench.ONE_CALL] = [1.0, 18.0, 4.0]
-    assert bench.one_call_over_two(times) == pytest.approx(0.9)
+    one, other = NEEDED["reward_only"][:2]
+    steps = [{bench.STEP: a, one: b, other: c} for a, b, c in ((3.3, 1, 2), (30, 10, 10), (12, 6, 6))]
+    assert bench.step_over_passes(steps) == pytest.approx(1.1)
+    calls = [{bench.ONE_CALL: a, bench.HALF: b} for a, b in ((1, 1), (18, 10), (12, 6))]
+    assert bench.one_call_over_two(calls) == pytest.approx(0.9)
+    assert bench.milliseconds(steps + calls, one) == 6000
 
 
 def test_the_bench_sets_the_threads_on_purpose_and_says_so(monkeypatch, capsys):
