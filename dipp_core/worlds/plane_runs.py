@@ -138,7 +138,7 @@ def train(
     } | roles
     rows = []
     for record in align(settings=settings, steps=steps, generator=generator, **optimizers, **roles):
-        for scheduler in decay:
+        for scheduler in decay if settings.ta_steps else decay[:1]:
             scheduler.step()
         if watch:
             watch(record)

@@ -103,3 +103,13 @@ def test_distillation_brings_the_samples_to_the_law():
 def test_every_weighting_has_mean_one(weight):
     settings = plane_runs.settings_for(WORLD, "dipp", 1, 8, weight=weight)
     assert float(settings.weight(settings.time_sampler.nodes(1000)).mean()) == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.filterwarnings("error")
+def test_without_assistant_steps_the_assistant_stays_and_nothing_complains():
+    stack = stack_of(1)
+    before = {name: value.clone() for name, value in stack.ta.state_dict().items()}
+    settings = plane_runs.settings_for(WORLD, "reward_only", 1, 8)
+    rates = {"gen_lr": 1e-3, "ta_lr": 1e-3, "generator": torch.Generator().manual_seed(1)}
+    plane_runs.train(stack, WORLD, settings, reward=linear(), steps=3, **rates)
+    assert all(torch.equal(before[name], value) for name, value in stack.ta.state_dict().items())
