@@ -9,7 +9,7 @@ from pydantic import Field
 
 from dipp_core.lab.config import Section
 from dipp_core.lab.section_types import Count, Positive
-from dipp_core.lab.sections_miniature import Alignment, Distillation, MiniatureResults, Reference
+from dipp_core.lab.sections_miniature import Alignment, Distillation, MiniatureResults, MiniatureWorld, Reference
 
 
 class StartHere(Section):
@@ -185,26 +185,6 @@ class Ablations2d(Section):
     test_points: Annotated[int, Field(ge=100)]
     matters: Positive
     breaks: Annotated[float, Field(gt=1, allow_inf_nan=False)]
-
-
-class MiniatureWorld(Section):
-    size: Literal["tiny", "mini"]
-    lr: Positive
-    pool: Annotated[int, Field(ge=100)]
-    classifier_steps: Annotated[int, Field(ge=20)]
-    classifier_batch: Annotated[int, Field(ge=8)]
-    vae_steps: Annotated[int, Field(ge=20)]
-    vae_batch: Annotated[int, Field(ge=4)]
-    text_steps: Annotated[int, Field(ge=20)]
-    text_batch: Annotated[int, Field(ge=8)]
-    pairs: Annotated[int, Field(ge=100)]
-    reward_steps: Annotated[int, Field(ge=20)]
-    reward_batch: Annotated[int, Field(ge=8)]
-    test_pictures: Annotated[int, Field(ge=60)]
-    ascent_pictures: Annotated[int, Field(ge=12, multiple_of=4)]
-    ascent_steps: Annotated[int, Field(ge=6)]
-    pixel_step: Positive
-    latent_step: Positive
 
 
 SECTIONS: dict[str, type[Section]] = {

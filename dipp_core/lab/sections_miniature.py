@@ -2,10 +2,31 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from dipp_core.lab.config import Section
-from dipp_core.lab.section_types import Count, Positive
+from dipp_core.lab.section_types import Count, Distinct, Positive, Seed
+
+
+class MiniatureWorld(Section):
+    size: Literal["tiny", "mini"]
+    lr: Positive
+    pool: Annotated[int, Field(ge=100)]
+    classifier_steps: Annotated[int, Field(ge=20)]
+    classifier_batch: Annotated[int, Field(ge=8)]
+    vae_steps: Annotated[int, Field(ge=20)]
+    vae_batch: Annotated[int, Field(ge=4)]
+    text_steps: Annotated[int, Field(ge=20)]
+    text_batch: Annotated[int, Field(ge=8)]
+    pairs: Annotated[int, Field(ge=100)]
+    reward_steps: Annotated[int, Field(ge=20)]
+    reward_batch: Annotated[int, Field(ge=8)]
+    test_pictures: Annotated[int, Field(ge=60)]
+    ascent_pictures: Annotated[int, Field(ge=12, multiple_of=4)]
+    ascent_steps: Annotated[int, Field(ge=6)]
+    pixel_step: Positive
+    latent_step: Positive
 
 
 class Reference(Section):
@@ -67,11 +88,11 @@ class Alignment(Section):
     ta_lr: Positive
     flat: Annotated[float, Field(ge=0, lt=1)]
     ema: Annotated[float, Field(ge=0, lt=1)]
-    alpha_dipp: Annotated[list[Positive], Field(min_length=1, max_length=8)]
-    alpha_distar: Annotated[list[Positive], Field(min_length=1, max_length=8)]
-    choice_seed: Annotated[int, Field(ge=0)]
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, max_length=20)]
-    kept_seed: Annotated[int, Field(ge=0)]
+    alpha_dipp: Annotated[list[Positive], Field(min_length=1, max_length=8), Distinct]
+    alpha_distar: Annotated[list[Positive], Field(min_length=1, max_length=8), Distinct]
+    seeds: Annotated[list[Seed], Field(min_length=1, max_length=20), Distinct]
+    choice_seed: Seed
+    kept_seed: Seed
     watch_steps: Count
     watch_each: Annotated[int, Field(ge=2)]
     validation_each: Annotated[int, Field(ge=2)]
@@ -82,11 +103,13 @@ class Alignment(Section):
     kl_nodes: Annotated[int, Field(ge=2)]
     resamples: Annotated[int, Field(ge=10)]
 
-    @model_validator(mode="after")
-    def _kept_is_one_of_the_seeds(self) -> "Alignment":
-        if self.kept_seed not in self.seeds or self.choice_seed in self.seeds:
-            raise ValueError("kept_seed must be one of seeds, and choice_seed none of them")
-        return self
+    @field_validator("choice_seed", "kept_seed")
+    @classmethod
+    def _against_the_seeds(cls, value: int, info: ValidationInfo) -> int:
+        wanted = info.field_name == "kept_seed"
+        if "seeds" in info.data and (value in info.data["seeds"]) != wanted:
+            raise PydanticCustomError("seed", "one of seeds" if wanted else "none of seeds")
+        return value
 
 
 class MiniatureResults(Section):

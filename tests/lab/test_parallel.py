@@ -1,6 +1,7 @@
 """Several trainings at a time: results in order, whatever runs beside; one thread each; the first error ends it."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -47,6 +48,8 @@ def test_an_error_ends_what_has_not_begun_and_is_raised():
 
     def work(job):
         begun.append(job)
+        if job:
+            time.sleep(0.05)  # the others are still waiting when the first has failed
         raise ValueError(f"job {job}")
 
     with pytest.raises(ValueError, match="job 0"):
