@@ -75,7 +75,6 @@ BARS = [
     ("23_alignment", "accuracy_change_over_control.dit.dipp", -0.02, None),
     ("23_alignment", "gold_gain_over_control.dit.distar_in.low", 0, None),
     ("23_alignment", "gold_gain_of_distar_over_diff_instruct.dit.low", 0, None),
-    ("23_alignment", "reward_only_gold_change.dit", -1, -0.05),  # it falls less far than the UNet in equal steps
     ("23_alignment", "reward_only_reward_above_aligned.dit", 0, None),
     ("23_alignment", "seeds", 3, None),
     ("24_miniature_results", "export_max_diff.unet", 0, 1e-3),
@@ -96,6 +95,13 @@ BARS = [
     ("24_miniature_results", "table.dit.distar_in.frechet_data.value", 0, None),
     ("24_miniature_results", "table.dit.distar_in.frechet_clean.value", 0, None),
     ("24_miniature_results", "table.dit.distar_in.diversity.value", 0, None),
+]
+
+# what was asked for and is not met: kept as it was asked, and said where the results are; a bar that is met moves up
+NOT_MET = [
+    ("11_alignment_2d", "dipp_sw2_to_exact_optimum.one.worst_seed", 0, 0.20),
+    ("23_alignment", "accuracy_change_over_control.dit.distar_in", -0.02, None),  # over SIM continued, its own control
+    ("23_alignment", "reward_only_gold_change.dit", -1, -0.15),
 ]
 
 
