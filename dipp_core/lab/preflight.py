@@ -12,16 +12,18 @@ import importlib.util
 import json
 import pathlib
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from dipp_core.lab import footprint
 from dipp_core.lab import machine as this
+from dipp_core.lab.config import nearest
 from dipp_core.worlds import public
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2}
+CHOICES = {"roles": ("lora", "full"), "dtype": tuple(BYTES)}
 # what the libraries take, and a share of the activations for workspaces and fragments
 OVERHEAD = {"GPU": (0.8 * GIB, 0.10), "CPU": (0.6 * GIB, 0.05)}
 KEPT = 3  # checkpoints on the disk at once: the last two, and the one being written
@@ -59,6 +61,23 @@ PROFILES = {
     "multi": Switches(roles="full", batch=8, processes=8),
     "cpu": Switches(dtype="float32", batch=1),
 }
+
+
+def switched(profile: str, changes: Mapping[str, Any]) -> Switches:
+    """A profile with some switches turned otherwise."""
+    found = PROFILES[profile]
+    known = [field.name for field in fields(Switches)]
+    for name, value in changes.items():
+        if name not in known:
+            raise PreflightError(f"unknown switch {name!r}: {', '.join(known)}{nearest(name, known)}")
+        before, value = getattr(found, name), tuple(value) if isinstance(value, list) else value
+        if type(value) is not type(before) or value not in CHOICES.get(name, (value,)):
+            wanted = " or ".join(CHOICES[name]) if name in CHOICES else f"like {before!r}"
+            raise PreflightError(f"the switch {name} is {wanted}, not {value!r}")
+        found = replace(found, **{name: value})
+    return found
+
+
 # what to try where a run does not fit, the least harmful first
 CURES = (
     {"checkpoint_denoiser": True},
@@ -127,6 +146,7 @@ def estimate(task: Task, switches: Switches, kind: str) -> list[Part]:
     adam = 2 * tuned * (2 if switches.eight_bit_adam else 8)
     (length, width), stage = roles.cond_shape["tokens"], _activations(found, roles, task, switches)
     flat, share = OVERHEAD[kind]
+    judged = judges * 4 if kind == "CPU" else 0  # rewards wait in main memory while prompts are encoded
     own = base if task.own_start else 0
     return [
         Part("reference, frozen", base * size, base * 4),
@@ -140,7 +160,7 @@ def estimate(task: Task, switches: Switches, kind: str) -> list[Part]:
         Part(f"{task.prompts:,} prompts, encoded", (task.prompts + 1) * length * width * size),
         Part(f"activations and gradients ({stage[0]})", stage[1]),
         Part("libraries, workspaces", flat + share * stage[1]),
-        Part("text encoder, before training", text * size + flat, text * 4, before=True),
+        Part("text encoder, before training", text * size + flat + judged, text * 4, before=True),
         Part(f"{KEPT} checkpoints", disk=KEPT * (3 * tuned * 4 + adam)),
         Part("exported pipeline", disk=(base + vae + text) * size),
     ]
