@@ -105,12 +105,13 @@ def calls(stage: str) -> list[ast.Call]:
 
 
 def saves_runs(stage: str) -> bool:
-    return any(ast.unparse(call.func) == "report.save" for call in calls(stage))
+    return any(ast.unparse(call.func) in ("report.save", "models.new") for call in calls(stage))
 
 
 def loads_runs(stage: str) -> set[str]:
     """The stages whose saved runs a notebook loads."""
-    return {ast.literal_eval(call.args[0]) for call in calls(stage) if ast.unparse(call.func) == "saved.load"}
+    loading = ("saved.load", "models.find")
+    return {ast.literal_eval(call.args[0]) for call in calls(stage) if ast.unparse(call.func) in loading}
 
 
 def test_every_notebook_has_its_stage_and_every_stage_its_notebook():

@@ -100,7 +100,6 @@ def draw(
     words = f"reward {chosen['reward'].mean():.2f}, divergence {chosen[divergence].mean():.3g}"
     right.set(xscale="log", xlabel=label, ylabel="mean reward", title=words, ylim=(-0.3, 4))
     right.legend(fontsize=8)
-    fig.tight_layout()
     return fig
 
 

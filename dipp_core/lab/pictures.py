@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ import torch
 from matplotlib.figure import Figure
 
 from dipp_core.lab import curves, report
+
+DRAWING = threading.Lock()  # matplotlib draws for one thread at a time
 
 
 def _windows(curve: curves.Curve, points: int) -> curves.Curve:
@@ -91,7 +94,8 @@ class Screen:
 
     def show(self, name: str, fig: Figure, file: str) -> None:
         """Write a picture, and show it in the place of the one of this name that was shown before."""
-        content = png(fig)
+        with DRAWING:
+            content = png(fig)
         report.write_atomically(self.folder / file, content)
         if not self.live:
             return
@@ -107,7 +111,9 @@ class Screen:
         """curves.png of all curves so far; it may take a fiftieth of the time."""
         begun = time.monotonic()
         if found := curves.read(self.folder):
-            self.show("curves", figure(found), "curves.png")
+            with DRAWING:
+                fig = figure(found)
+            self.show("curves", fig, "curves.png")
         self.drawn = time.monotonic()
         self.pause = max(10.0 if self.live else 60.0, 50 * (self.drawn - begun))
 

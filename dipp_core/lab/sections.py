@@ -8,9 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dipp_core.lab.config import Section
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+from dipp_core.lab.section_types import Count, Positive
+from dipp_core.lab.sections_miniature import Alignment, Distillation, MiniatureResults, MiniatureWorld, Reference
 
 
 class StartHere(Section):
@@ -201,4 +200,9 @@ SECTIONS: dict[str, type[Section]] = {
     "pareto_2d": Pareto2d,
     "reward_hacking_2d": RewardHacking2d,
     "ablations_2d": Ablations2d,
+    "miniature_world": MiniatureWorld,
+    "reference": Reference,
+    "distillation": Distillation,
+    "alignment": Alignment,
+    "miniature_results": MiniatureResults,
 }

@@ -5,7 +5,7 @@ can be fooled where there were no pairs. The classifier tells which attributes a
 space in which sets of pictures are compared. Neither knows how pictures are drawn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -114,3 +114,15 @@ def bradley_terry_loss(reward_a: Tensor, reward_b: Tensor, a_wins: Tensor) -> Te
 def pair_accuracy(reward_a: Tensor, reward_b: Tensor, a_wins: Tensor) -> float:
     """The share of pairs of which the reward prefers the winner."""
     return ((reward_a > reward_b) == a_wins).float().mean().item()
+
+
+def judges_from(
+    tensors: Mapping[str, Tensor], *, words: Sequence[str], sizes: Sequence[int]
+) -> tuple[PreferenceReward, AttributeClassifier]:
+    """Both judges, frozen, from weights whose names begin with "reward." and "classifier."."""
+    judges = {"reward": PreferenceReward(words), "classifier": AttributeClassifier(sizes)}
+    for name, judge in judges.items():
+        prefix = f"{name}."
+        judge.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        judge.eval().requires_grad_(False)
+    return judges["reward"], judges["classifier"]

@@ -125,6 +125,21 @@ class LatentDiffusion:
             z = ddim_step(eps, xt=z, t=t, t_next=t_next, schedule=schedule)
         return z
 
+    @torch.no_grad()
+    def paint(
+        self, draw: Callable[[Tensor, Cond], Tensor], prompts: Prompts, each: int, *, seed: int, batch: int = 96
+    ) -> Tensor:
+        """`each` pictures of every prompt, (n, each, 3, H, W); draw(z, cond) gives latents: a generator, or `sample`.
+
+        The same seed gives the same noise to whatever draws.
+        """
+        rows = torch.arange(len(prompts)).repeat_interleave(each)
+        z = torch.randn(len(rows), *self.z_shape, generator=torch.Generator().manual_seed(seed))
+        device = next(self.denoiser.parameters()).device
+        parts = torch.arange(len(rows)).split(batch)
+        images = [self.decode(draw(z[part].to(device), prompts.rows(rows[part]))).cpu() for part in parts]
+        return torch.cat(images).unflatten(0, (len(prompts), each))
+
     # ------------------------------------------------------------------------------------------ prompts and pictures
 
     def prompts(self, texts: Sequence[str]) -> Prompts:

@@ -4,10 +4,14 @@ The diffusion itself needs no loss of its own: the assistant's denoising score m
 generated samples, is a diffusion's training (`method.assistant`).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from dipp_core.method.schedule import NoiseSchedule, TimeSampler
+from dipp_core.method.algorithm import Settings, preset
+from dipp_core.method.schedule import NoiseSchedule, TimeSampler, normalised, sigma_power_weight, uniform_index_time
+from dipp_core.worlds.latent import LatentDiffusion
 
 
 def vae_loss(vae: nn.Module, images: Tensor, *, kl_weight: float = 1e-4, generator: torch.Generator) -> Tensor:
@@ -41,3 +45,16 @@ def contrastive_loss(text: Tensor, images: Tensor, same: Tensor, temperature: fl
 def late_index_time(schedule: NoiseSchedule) -> TimeSampler:
     """Integer timesteps of density proportional to t: backgrounds are decided in much noise and are learned last."""
     return TimeSampler("late_index", lambda u: schedule.time_of_index((schedule.steps * u.sqrt()).floor()))
+
+
+def settings_for(world: LatentDiffusion, name: str, batch: int, **numbers: Any) -> Settings:
+    """A member of the family (`algorithm.PRESETS`) in the miniature: w = sigma^2 on scores, normalised to E[w] = 1.
+
+    Times are the whole timesteps from 20 to 979: below, details finer than the autoencoder's; above, nothing but noise.
+    """
+    law = uniform_index_time(world.schedule, 20, 980)
+    weight = sigma_power_weight(world.schedule)
+    shapes = {"batch_shape": (batch,), "z_shape": world.z_shape}
+    return preset(
+        name, time_sampler=law, weight=normalised(weight, law), ta_weight=weight, max_grad_norm=5.0, **shapes, **numbers
+    )

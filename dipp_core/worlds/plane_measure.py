@@ -11,7 +11,6 @@ from dipp_core.worlds.plane import World
 from dipp_core.worlds.plane_optimum import PlaneGrid, evaluate, histogram, mixture_log_reference, plane_grid
 from dipp_core.worlds.plane_runs import WEIGHTS
 
-
 NAMES = {"ikl_one": "one", "ikl_sigma2": "sigma2", "kl": "least"}  # a divergence, and the grid that measures it
 
 

@@ -36,7 +36,7 @@ ATTRIBUTES = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "background": tu
 ATTRIBUTE_SIZES = tuple(len(values) for values in ATTRIBUTES.values())
 FLAWS = ("off centre", "washed out", "blurred", "blotchy")
 
-# combinations of shape and colour that no diffusion or generator is trained on; the judges know them
+# combinations of shape and colour that nothing is trained on but the attribute classifier
 HELD_OUT = (("circle", "green"), ("triangle", "purple"), ("cross", "orange"))
 SPLITS = ("train", "validation", "test", "held_out")
 PHRASINGS = ("plain", "reordered", "unknown words")

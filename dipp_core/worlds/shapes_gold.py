@@ -5,6 +5,8 @@ a generated picture as it judges a drawn one. Training never sees it; it makes t
 afterwards whether a higher reward was a better picture.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -119,14 +121,20 @@ def misdraw(attributes: Tensor, share: float, *, generator: torch.Generator) -> 
 
 
 def preference_pairs(
-    attributes: Tensor, *, wrong_share: float = 0.3, sharpness: float = 6.0, generator: torch.Generator
+    attributes: Tensor,
+    *,
+    wrong_share: float = 0.3,
+    sharpness: float = 6.0,
+    through: Callable[[Tensor], Tensor] = lambda images: images,
+    generator: torch.Generator,
 ) -> Pairs:
     """Pairs for captions (n, 4), judged by Bradley and Terry's law: P(a wins) = sigmoid(sharpness (gold_a - gold_b)).
 
-    Pictures come from the miniature's data; a share of them shows something else than the caption says.
+    Pictures come from the miniature's data; a share of them shows something else than the caption says. What they go
+    `through` before they are judged may be an autoencoder: a reward should have seen such pictures as it will judge.
     """
     a, b = (
-        shapes.draw_pictures(misdraw(attributes, wrong_share, generator=generator), generator=generator)
+        through(shapes.draw_pictures(misdraw(attributes, wrong_share, generator=generator), generator=generator))
         for _ in range(2)
     )
     gold_a, gold_b = gold(a, attributes), gold(b, attributes)
@@ -137,17 +145,49 @@ def preference_pairs(
 # ------------------------------------------------------------------------------------------- distances between sets
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of features (n, d) and (m, d), in float64.
+@dataclass(frozen=True)
+class Moments:
+    """Of a set of features: mean (d,), covariance (d, d), and the symmetric root of that, in float64."""
+
+    mean: Tensor
+    covariance: Tensor
+
+    @functools.cached_property
+    def root(self) -> Tensor:
+        values, vectors = torch.linalg.eigh(self.covariance)
+        return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def moments(features: Tensor) -> Moments:
+    """Mean and covariance of features (n, d)."""
+    return Moments(features.double().mean(0), torch.cov(features.double().T))
+
+
+def sums_of(features: Tensor) -> Tensor:
+    """Sums of (1, f)(1, f)^T, (..., k, d) -> (..., d + 1, d + 1): those of two sets add up to that of their union."""
+    extended = torch.nn.functional.pad(features.double(), (1, 0), value=1.0)
+    return extended.mT @ extended
+
+
+def moments_of_sums(sums: Tensor) -> Moments:
+    """Mean and covariance of the features behind one such sum, (d + 1, d + 1)."""
+    count, mean = sums[0, 0], sums[0, 1:] / sums[0, 0]
+    return Moments(mean, (sums[1:, 1:] - count * torch.outer(mean, mean)) / (count - 1))
+
+
+def frechet(a: Moments, b: Moments) -> float:
+    """|mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
 
     The trace of the root comes from the eigenvalues of the symmetric C_a^(1/2) C_b C_a^(1/2).
     """
-    a, b = a.double(), b.double()
-    values, vectors = torch.linalg.eigh(torch.cov(a.T))
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cov_b = torch.cov(b.T)
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    return float((a.mean(0) - b.mean(0)).square().sum() + values.sum() + cov_b.trace() - 2 * cross)
+    cross = torch.linalg.eigvalsh(a.root @ b.covariance @ a.root).clamp(min=0).sqrt().sum()
+    traces = a.covariance.trace() + b.covariance.trace()
+    return float((a.mean - b.mean).square().sum() + traces - 2 * cross)
+
+
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """`frechet` of features (n, d) and (m, d)."""
+    return frechet(moments(a), moments(b))
 
 
 def diversity(images: Tensor) -> Tensor:

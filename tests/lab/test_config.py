@@ -151,6 +151,22 @@ def test_an_unknown_section_is_refused_by_name():
         config.section("02_width")
 
 
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"seeds": [1, 1, 2]}, "seeds: found [1, 1, 2] (list); allowed: a list in which nothing stands twice"),
+        ({"kept_seed": 9}, "kept_seed: found 9 (int); allowed: one of seeds"),
+        ({"choice_seed": 1}, "choice_seed: found 1 (int); allowed: none of seeds"),
+    ],
+)
+def test_seeds_that_contradict_each_other_are_one_line(checkout, monkeypatch, given, line):
+    monkeypatch.undo()
+    monkeypatch.setenv("DIPP_ROOT", str(checkout))
+    with pytest.raises(config.ConfigError) as caught:
+        config.section("23_alignment", given)
+    assert str(caught.value) == f"params.yaml: alignment.{line}"
+
+
 def test_the_command_ends_with_2_and_one_line(small):
     """As `make repro` calls it, in a process of its own."""
     small.edit("params.yaml", "steps: 5", "steps: 0")

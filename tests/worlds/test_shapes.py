@@ -193,6 +193,14 @@ def test_the_judge_follows_bradley_and_terry():
         assert pairs.a_wins[near].float().mean().item() == pytest.approx(chance[near].mean().item(), abs=0.05)
 
 
+def test_pictures_may_go_through_something_before_they_are_judged():
+    rows = shapes.draw_attributes(shapes.split("seen"), 50, generator=rng())
+    plain = shapes_gold.preference_pairs(rows, generator=rng(1))
+    faded = shapes_gold.preference_pairs(rows, through=lambda images: 0.5 + 0.5 * images, generator=rng(1))
+    torch.testing.assert_close(faded.a, 0.5 + 0.5 * plain.a)
+    torch.testing.assert_close(faded.gold_b, shapes_gold.gold(0.5 + 0.5 * plain.b, rows))
+
+
 def test_a_share_of_the_pictures_shows_something_else():
     rows = shapes.draw_attributes(shapes.all_attributes(), 20_000, generator=rng())
     wrong = shapes_gold.misdraw(rows, 0.3, generator=rng(1)) != rows
@@ -212,6 +220,16 @@ def test_frechet_distances_in_closed_form():
     assert shapes_gold.frechet_distance(a, a + shift) == pytest.approx(shift.square().sum().item(), rel=1e-8)
     size = (a.mean(0).square().sum() + torch.cov(a.T).trace()).item()
     assert shapes_gold.frechet_distance(a, 3 * a) == pytest.approx(4 * size, rel=1e-8)
+
+
+def test_moments_of_sums_are_those_of_the_union():
+    features = torch.randn(3, 7, 4, generator=rng()) + 5
+    index = torch.tensor([2, 0, 2])
+    found = shapes_gold.moments_of_sums(shapes_gold.sums_of(features)[index].sum(0))
+    union = features[index].flatten(0, 1).double()
+    torch.testing.assert_close(found.mean, union.mean(0))
+    torch.testing.assert_close(found.covariance, torch.cov(union.T))
+    torch.testing.assert_close(found.root @ found.root, found.covariance)
 
 
 def test_frechet_distances_with_fewer_samples_than_features_are_finite():
