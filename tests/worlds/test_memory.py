@@ -52,7 +52,7 @@ def test_a_decoder_that_recomputes_gives_the_same_pictures_and_gradients(world):
         (grad,) = torch.autograd.grad(images.square().sum(), z)
         found.append((images, grad))
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 def test_a_tiny_decoder_is_seen_by_the_reward_alone(world, tiny):
