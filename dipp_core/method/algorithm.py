@@ -12,17 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dipp_core.method import divergences
 from dipp_core.method.assistant import assistant_step
-from dipp_core.method.divergences import (
-    Distance,
-    integral_kl_surrogate,
-    pseudo_huber,
-    sample_normaliser,
-    score_divergence_surrogate,
-)
 from dipp_core.method.guidance import cfg_reward_surrogate
 from dipp_core.method.schedule import NoiseSchedule, TimeSampler, Weighting
-from dipp_core.method.scores import Cond, ScoreModel, conditional_score, guided_score, is_zero, score_pair
+from dipp_core.method.scores import Cond, ScoreModel, conditional_score, guided_score, is_zero, map_cond, score_pair
 from dipp_core.method.staged import Backward, NonFiniteError, Term, descend, frozen, parameters_of, staged_backward
 
 Generate = Callable[[Tensor, Cond], Tensor]
@@ -57,6 +51,7 @@ class Settings:
     share_samples: the assistant learns on the very x0 of the generator step (cheaper; a deviation from the papers).
     per_sample_normaliser: scale each sample's divergence by `sample_normaliser` (a deviation as well).
     samples_every: records at multiples of this step keep their x0; 0 keeps none.
+    share: (i, n) where n processes compute one run together: each draws the whole batch and takes its i-th part.
     """
 
     divergence: str
@@ -68,12 +63,13 @@ class Settings:
     time_sampler: TimeSampler
     weight: Weighting
     ta_weight: Weighting
-    distance: Distance = field(default_factory=pseudo_huber)
+    distance: divergences.Distance = field(default_factory=divergences.pseudo_huber)
     ta_steps: int = 1
     share_samples: bool = False
     per_sample_normaliser: bool = False
     max_grad_norm: float | None = None
     samples_every: int = 0
+    share: tuple[int, int] = (0, 1)
 
     def __post_init__(self):
         if self.divergence not in ("integral_kl", "score", "none"):
@@ -82,6 +78,12 @@ class Settings:
             raise ValueError(f"unknown guidance {self.guidance!r}: in or out")
         if self.ta_steps < 0 or not isinstance(self.batch_shape, tuple) or not isinstance(self.z_shape, tuple):
             raise ValueError("ta_steps must be at least 0; batch_shape and z_shape are tuples, say (256,) and (2,)")
+        if not 0 <= self.share[0] < self.share[1] or self.batch_shape[-1] % self.share[1]:
+            raise ValueError(f"a batch of {self.batch_shape} has no part {self.share[0]} of {self.share[1]} equal ones")
+
+    def own(self, drawn: Any) -> Any:
+        """This process's part of what was drawn for the whole batch."""
+        return map_cond(lambda leaf: leaf.chunk(self.share[1], len(self.batch_shape) - 1)[self.share[0]], drawn)
 
 
 PRESETS = {
@@ -122,17 +124,15 @@ class StepRecord:
     samples: Tensor | None = None
 
 
-def draw_samples(
-    gen: Generate, settings: Settings, draw_cond: DrawCond, generator: torch.Generator, like: Tensor
-) -> tuple[Tensor, Cond]:
+def draw_samples(gen: Generate, settings: Settings, draw_cond: DrawCond, generator: torch.Generator, like: Tensor):
     """c from the prompts, z ~ N(0, I) (*batch_shape, *z_shape) of the dtype of `like`, x0 = g(z, c); returns (x0, c).
 
     Algorithm 1, lines 4, 7.
     """
-    cond = draw_cond(settings.batch_shape, generator)
+    cond = settings.own(draw_cond(settings.batch_shape, generator))
     shape = settings.batch_shape + settings.z_shape
-    z = torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
-    return gen(z, cond), cond
+    z = settings.own(torch.randn(shape, generator=generator, device=generator.device, dtype=like.dtype))
+    return gen(z.to(like.device), cond), cond
 
 
 def draw_noise(x0: Tensor, settings: Settings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -140,8 +140,9 @@ def draw_noise(x0: Tensor, settings: Settings, generator: torch.Generator) -> tu
 
     Algorithm 1, lines 5, 8.
     """
-    t = settings.time_sampler(settings.batch_shape, generator=generator, device=x0.device)
-    eps = torch.randn(x0.shape, generator=generator, device=generator.device, dtype=x0.dtype)
+    t = settings.own(settings.time_sampler(settings.batch_shape, generator=generator, device=x0.device))
+    shape = settings.batch_shape + x0.shape[t.ndim :]
+    eps = settings.own(torch.randn(shape, generator=generator, device=generator.device, dtype=x0.dtype))
     return t, eps.to(x0.device)
 
 
@@ -170,11 +171,11 @@ def generator_terms(
             s_ta, s_ref = ta(xt, t, cond), guided_score(ref, xt, t, cond, null_cond, inside)
         parts = {"t": t, "s_ta": s_ta, "s_ref": s_ref, "weight": settings.weight}
         if settings.per_sample_normaliser:
-            parts["normaliser"] = sample_normaliser(x0=x0, xt=xt, t=t, s_ref=s_ref, schedule=schedule)
-        if score_based:
-            parts |= {"s_cond": conditional_score(eps, t, schedule), "distance": settings.distance}
-            return score_divergence_surrogate(**parts)
-        return integral_kl_surrogate(xt=xt, **parts)
+            parts["normaliser"] = divergences.sample_normaliser(x0=x0, xt=xt, t=t, s_ref=s_ref, schedule=schedule)
+        if not score_based:
+            return divergences.integral_kl_surrogate(xt=xt, **parts)
+        s_cond = conditional_score(eps, t, schedule)
+        return divergences.score_divergence_surrogate(s_cond=s_cond, distance=settings.distance, **parts)
 
     def guidance(x0: Tensor) -> Tensor:
         xt = schedule.perturb(x0, t, eps)

@@ -29,6 +29,7 @@ CLASSES = {
     "PixArtTransformer2DModel": ("diffusers", "PixArtTransformer2DModel"),
     "Transformer2DModel": ("diffusers", "PixArtTransformer2DModel"),  # PixArt-alpha as first published
     "AutoencoderKL": ("diffusers", "AutoencoderKL"),
+    "AutoencoderTiny": ("diffusers", "AutoencoderTiny"),
     "CLIPTextModel": ("transformers", "CLIPTextModel"),
     "T5EncoderModel": ("transformers", "T5EncoderModel"),
     "CLIPTokenizer": ("transformers", "CLIPTokenizer"),
@@ -65,7 +66,7 @@ def load(
     if "denoiser" not in parts:
         raise ValueError("a diffusion without its denoiser is none: name the part 'denoiser' too")
     folder = _existing(folder)
-    index = _json(folder / "model_index.json", "it names the classes of a folder in diffusers format")
+    index = read_json(folder / "model_index.json", "it names the classes of a folder in diffusers format")
     pipeline = index.get("_class_name")
     if pipeline not in PIPELINES:
         raise ModelError(f"{folder} is made for {pipeline}, which is not known here: {', '.join(PIPELINES)}")
@@ -98,7 +99,7 @@ def read_text(folder: pathlib.Path, index: dict, *, dtype: torch.dtype, device: 
 def read_noise(folder: pathlib.Path) -> dict[str, Any]:
     """What a folder's scheduler says of the noise and of what the denoiser predicts; how it samples is not taken."""
     path = folder / "scheduler/scheduler_config.json"
-    config = _json(path, "it describes the noise")
+    config = read_json(path, "it describes the noise")
     given = {"prediction_type": "epsilon"} | {name: config[name] for name in NOISE if config.get(name) is not None}
     if "beta_schedule" not in given and "trained_betas" not in given:
         raise ModelError(f"{path}: {config.get('_class_name')} has no betas; only variance-preserving noise is known")
@@ -127,7 +128,7 @@ def _existing(folder: pathlib.Path | str) -> pathlib.Path:
     raise ModelError(f"{folder}: no such folder; `{fetch}` fetches a model from the hub, then give the folder")
 
 
-def _json(path: pathlib.Path, what: str) -> dict:
+def read_json(path: pathlib.Path, what: str) -> dict:
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError:
@@ -153,7 +154,7 @@ def _class_of(folder: pathlib.Path, place: str, index: dict, *allowed: str) -> t
 def _network(folder: pathlib.Path, place: str, index: dict, dtype: torch.dtype, *allowed: str) -> nn.Module:
     """A part with all its weights, frozen. A weight that is missing or of another shape is not filled with noise."""
     _, cls = _class_of(folder, place, index, *allowed)
-    _json(folder / place / "config.json", "it says how large the network is")
+    read_json(folder / place / "config.json", "it says how large the network is")
     check_weights(folder / place)
     options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, "torch_dtype": dtype}
     try:
@@ -172,7 +173,7 @@ def check_weights(folder: pathlib.Path) -> None:
 
     files = sorted(folder.glob("*.safetensors"))
     for listing in folder.glob("*.safetensors.index.json"):
-        needed = set(_json(listing, "it lists the weight files").get("weight_map", {}).values())
+        needed = set(read_json(listing, "it lists the weight files").get("weight_map", {}).values())
         if lost := sorted(needed - {file.name for file in files}):
             raise ModelError(f"{folder / lost[0]} is missing: {listing.name} lists it; {AGAIN}")
     if not files:
@@ -190,7 +191,7 @@ def check_weights(folder: pathlib.Path) -> None:
 
 def _latent_scale(folder: pathlib.Path) -> int:
     """Pixels per latent pixel; from the VAE's description, which is small and always needed."""
-    levels = _json(folder / "vae/config.json", "it says how pictures are encoded").get("block_out_channels")
+    levels = read_json(folder / "vae/config.json", "it says how pictures are encoded").get("block_out_channels")
     if not levels:
         raise ModelError(f"{folder / 'vae/config.json'} has no block_out_channels; {AGAIN}")
     return 2 ** (len(levels) - 1)

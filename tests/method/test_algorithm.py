@@ -367,3 +367,29 @@ def test_missing_roles_are_named_before_the_first_step(name, missing):
 def test_a_shape_must_be_a_tuple():
     with pytest.raises(ValueError, match="are tuples"):
         preset("dipp", **(NUMBERS | {"batch_shape": 256}))
+
+
+@pytest.mark.parametrize("ta_steps", [0, 1])
+@pytest.mark.parametrize("name", ["dipp", "distar_in", "distar_out"])
+def test_the_mean_over_parts_of_a_batch_is_the_whole_batch(name, ta_steps):
+    """What processes that share a run rely on: equal generators, disjoint parts, and the mean of their gradients."""
+
+    def move(part, parts):
+        run = Run(name, optimizer=torch.optim.SGD, share=(part, parts), alpha_cfg=0.5, ta_steps=ta_steps)
+        learns = run.ta if ta_steps else run.gen_net  # the assistant, or the generator where the assistant stands still
+        before = run.weights(learns)
+        record = next(run.align(steps=1))
+        return torch.cat(
+            [run.weights(learns) - before, record.terms["divergence"].reshape(1) if not ta_steps else before]
+        )
+
+    whole = move(0, 1)
+    for parts in (2, 4):
+        several = torch.stack([move(part, parts) for part in range(parts)])
+        torch.testing.assert_close(several.mean(0), whole, rtol=1e-10, atol=1e-13)
+        assert (several[0] - whole).abs().max() > 1e-6
+
+
+def test_a_batch_is_shared_in_equal_parts():
+    with pytest.raises(ValueError, match="no part 0 of 3 equal ones"):
+        Run(share=(0, 3))

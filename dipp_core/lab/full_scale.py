@@ -1,0 +1,248 @@
+"""From the description of a run at full scale to what `align` needs: roles, prompts, reward, settings, optimiser.
+
+    run = full_scale.FullScale(reference="stable-diffusion-v1-5/stable-diffusion-v1-5", ..)
+    loaded = full_scale.load(run)
+    teach(folder, Student(loaded.gen, loaded.ta), loaded.world, loaded.settings, pace, reward=loaded.reward,
+          draw_cond=loaded.prompts.draw, null_cond=loaded.prompts.null_cond, seed=run.seed, facts=loaded.facts)
+    full_scale.export(folder, loaded, gen)
+
+Models are folders in diffusers format, or hub ids with a pinned commit, which are fetched only where `fetch` says so.
+What the run will take is estimated first, from descriptions alone. Whatever is wrong is one line.
+"""
+
+import copy
+import importlib
+import pathlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from dipp_core.lab import preflight
+from dipp_core.lab.config import Section
+from dipp_core.method.algorithm import PRESETS, Reward, Settings, preset
+from dipp_core.method.divergences import pseudo_huber
+from dipp_core.method.generator import OneStepGenerator, trainable_copy
+from dipp_core.method.schedule import normalised, sigma_power_weight, uniform_index_time
+from dipp_core.rewards import base as rewards
+from dipp_core.worlds import latent_files, memory, public
+from dipp_core.worlds.latent import LatentDiffusion
+from dipp_core.worlds.lora import Adapted, SharedBase, merged
+from dipp_core.worlds.prompts import Prompts, encode_prompts
+
+THE_REFERENCE = "the reference"
+Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Timestep = Annotated[int, Field(ge=0, le=999)]
+
+
+class FullScaleError(RuntimeError):
+    """One line that says what is wrong with the description of a run, and what to do."""
+
+
+class FullScale(Section):
+    """A run at full scale.
+
+    reference, start: a folder, or a hub id (OWNER/NAME, or OWNER/NAME@COMMIT where it is not a known one); start may be
+    "the reference", or any one-step model of the same latents and prompts, with its own t_star and prediction.
+    profile: name of `preflight.PROFILES`; switches: what of it is to be otherwise. rewards: terms of a weighted sum,
+    {"reward": .., "source": .., "weight": ..}. prompts: a file of one prompt a line. tiny_vae: folder of one.
+    """
+
+    reference: str
+    start: str
+    t_star: Timestep
+    prediction: Literal["as its folder says", "eps", "x0", "v"]
+    profile: Literal["gpu24", "gpu80", "multi", "cpu"]
+    switches: dict[str, bool | int | str | list[str]]
+    method: Literal[tuple(PRESETS)]
+    alpha_rew: Number
+    alpha_cfg: Number
+    huber_c: Annotated[float, Field(gt=0)]
+    ta_steps: Annotated[int, Field(ge=0)]
+    timesteps: Annotated[list[Timestep], Field(min_length=2, max_length=2)]
+    rewards: list[dict[str, str | float]]
+    prompts: str
+    tiny_vae: str
+    fetch: bool
+    device: Literal["auto", "cpu", "cuda"]
+
+
+@dataclass
+class Loaded:
+    """What `align` and a long run around it need. facts: JSON that tells this run from others."""
+
+    world: LatentDiffusion
+    gen: OneStepGenerator
+    ta: nn.Module
+    prompts: Prompts
+    reward: Reward | None
+    settings: Settings
+    adam: Callable[..., torch.optim.Optimizer]
+    switches: preflight.Switches
+    reference: pathlib.Path
+    start: pathlib.Path
+    facts: dict[str, Any]
+
+
+# ------------------------------------------------------------------------------------------------------ its small parts
+
+
+def adam(*, eight_bit: bool, device: str) -> Callable[..., torch.optim.Optimizer]:
+    """Adam, (parameters, lr, betas) -> optimiser; with its state in 8 bits where bitsandbytes is there."""
+    if not eight_bit:
+        return torch.optim.Adam
+    if device == "cpu":
+        raise FullScaleError("eight_bit_adam needs a GPU: set eight_bit_adam = false")
+    try:
+        return importlib.import_module("bitsandbytes").optim.Adam8bit
+    except ImportError:
+        cure = "`pip install bitsandbytes`, or set eight_bit_adam = false"
+        raise FullScaleError(f"eight_bit_adam needs the package bitsandbytes, which is not here: {cure}") from None
+
+
+def read_prompts(path: str) -> list[str]:
+    """The prompts of a file, one a line, empty lines left out."""
+    try:
+        lines = pathlib.Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        raise FullScaleError(f"the prompts {path} cannot be read ({why}): give a file of one prompt a line") from None
+    if not (texts := [line.strip() for line in lines if line.strip()]):
+        raise FullScaleError(f"{path} holds no prompts: give a file of one prompt a line")
+    return texts
+
+
+def device_of(run: FullScale) -> str:
+    """Where a run computes; and a look at its timesteps, which must not fail minutes later."""
+    if run.timesteps[0] >= run.timesteps[1]:
+        low, high = run.timesteps
+        raise FullScaleError(f"timesteps are drawn from the first to before the last: {low}, {high} leave none")
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise FullScaleError('there is no GPU that torch can use: set device = "cpu", or "auto"')
+    return "cuda" if run.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def settings_of(run: FullScale, switches: preflight.Switches, world: LatentDiffusion) -> Settings:
+    """The settings of Algorithm 1; weights are sigma^2, the weight of the divergence has mean 1."""
+    law, weight = uniform_index_time(world.schedule, *run.timesteps), sigma_power_weight(world.schedule)
+    numbers = {"alpha_rew": run.alpha_rew} if "alpha_rew" not in PRESETS[run.method] else {}
+    numbers |= {"alpha_cfg": run.alpha_cfg, "ta_steps": run.ta_steps} if run.method != "reward_only" else {}
+    return preset(
+        run.method,
+        batch_shape=(switches.batch,),
+        z_shape=world.z_shape,
+        time_sampler=law,
+        weight=normalised(weight, law),
+        ta_weight=weight,
+        distance=pseudo_huber(run.huber_c),
+        **numbers,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- the whole run
+
+
+def _roles(world: LatentDiffusion, start: LatentDiffusion, t_star: int, switches: preflight.Switches) -> tuple:
+    """Generator and assistant, as adapters or as networks of their own in float32; both recompute where it is said."""
+    denoisers = {id(one.denoiser): one.denoiser for one in (world, start)}  # one, where the start is the reference
+    if switches.roles == "full":
+        if switches.checkpoint_denoiser:
+            for denoiser in denoisers.values():
+                memory.recompute_denoiser(denoiser)
+        return start.generator(t_star).float(), trainable_copy(world.denoiser).float()
+    bases = {key: SharedBase(denoiser, targets=switches.targets) for key, denoiser in denoisers.items()}
+    if switches.checkpoint_denoiser:
+        for base in bases.values():
+            base.recompute()
+    adapted = {key: Adapted(base, rank=switches.rank) for key, base in bases.items()}
+    return start.generator(t_star, adapted[id(start.denoiser)]), trainable_copy(adapted[id(world.denoiser)])
+
+
+def _start(run: FullScale, world: LatentDiffusion, folder: pathlib.Path, **how: Any) -> LatentDiffusion:
+    """The diffusion that the generator starts from: the reference, or another one that speaks its language."""
+    start = world if run.start == THE_REFERENCE else latent_files.load(folder, parts=("denoiser",), **how)
+    widths = [getattr(one.denoiser.network.config, "cross_attention_dim", None) for one in (world, start)]
+    if start.z_shape != world.z_shape or widths[0] != widths[1]:
+        shapes = f"latents {start.z_shape} and prompts of width {widths[1]}, not {world.z_shape} and {widths[0]}"
+        raise FullScaleError(f"{run.start} cannot start a generator for {run.reference}: it has {shapes}")
+    if run.prediction == "as its folder says":
+        return start
+    names = {short: name for name, short in latent_files.PREDICTIONS.items()}
+    noise = start.noise | {"prediction_type": names[run.prediction]}
+    return replace(start, prediction_type=run.prediction, noise=noise)
+
+
+def _encoded(folder: pathlib.Path, texts: list[str], **how: Any) -> Prompts:
+    """The table of prompts; the text encoder is gone when this returns."""
+    index = latent_files.read_json(folder / "model_index.json", "it names the classes of a folder")
+    return encode_prompts(latent_files.read_text(folder, index, **how), texts).to(how["device"])
+
+
+def _eyes(
+    run: FullScale, switches: preflight.Switches, dtype: torch.dtype
+) -> tuple[nn.Module | None, nn.Module | None]:
+    """The reward and its tiny decoder, on the CPU: read first, since they are what is most often missing."""
+    if not run.rewards or run.alpha_rew == 0 or PRESETS[run.method].get("alpha_rew") == 0:
+        return None, None
+    decoder = memory.tiny_decoder(run.tiny_vae, dtype=dtype) if switches.tiny_vae else None
+    return rewards.load(run.rewards, checkpointing=switches.checkpoint_reward), decoder
+
+
+def _reward(
+    world: LatentDiffusion, prompts: Prompts, judge: nn.Module, decoder: nn.Module | None, device: str
+) -> Reward:
+    seen = world if decoder is None else memory.seen_through(world, decoder.to(device))
+    return seen.reward(judge.to(device), prompts)
+
+
+def task_of(run: FullScale, prompts: int) -> preflight.Task:
+    """What the estimate of a run must know."""
+    return preflight.Task(
+        reference=run.reference,
+        rewards=tuple(str(term.get("reward")) for term in run.rewards),
+        star=PRESETS[run.method]["divergence"] == "score",
+        guided=run.alpha_cfg > 0,
+        prompts=prompts,
+        own_start=run.start != THE_REFERENCE,
+        fetch=run.fetch,
+    )
+
+
+def load(run: FullScale, *, folder: pathlib.Path | str = ".", say: Callable[[str], None] = print) -> Loaded:
+    """Check, estimate, then load a run; folder: where it will write. Prompts are encoded before the rest is loaded."""
+    switches = preflight.switched(run.profile, run.switches)
+    texts, device = read_prompts(run.prompts), device_of(run)
+    optimiser = adam(eight_bit=switches.eight_bit_adam, device=device)
+    preflight.check(task_of(run, len(texts)), switches, preflight.here(folder), say)
+    reference = public.locate(run.reference, fetch=run.fetch)
+    own = reference if run.start == THE_REFERENCE else public.locate(run.start, fetch=run.fetch)
+    how = {"dtype": getattr(torch, switches.dtype), "device": device}
+    judge, decoder = _eyes(run, switches, how["dtype"])
+    prompts = _encoded(reference, texts, **how)
+    world = latent_files.load(reference, parts=("denoiser", "vae"), **how)
+    start = _start(run, world, own, **how)
+    settings = settings_of(run, switches, world)
+    gen, ta = _roles(world, start, run.t_star, switches)
+    if switches.checkpoint_vae:
+        for vae in filter(None, (world.vae, decoder)):
+            memory.recompute_vae(vae)
+    reward = None if judge is None else _reward(world, prompts, judge, decoder, device)
+    facts = run.model_dump(exclude={"fetch", "device"})
+    return Loaded(world, gen, ta, prompts, reward, settings, optimiser, switches, reference, own, facts)
+
+
+def export(folder: pathlib.Path | str, loaded: Loaded, gen: OneStepGenerator) -> pathlib.Path:
+    """Write a generator of this run as an ordinary pipeline, in float32; adapters are merged into published weights."""
+    start = latent_files.load(loaded.start, parts=("denoiser",))
+    network = copy.deepcopy(gen.network)
+    if isinstance(network, Adapted):
+        role = Adapted(SharedBase(start.denoiser, targets=loaded.switches.targets), rank=network.rank)
+        role.load_state_dict(network.state_dict())
+        network = merged(role)
+    names = {short: name for name, short in latent_files.PREDICTIONS.items()}
+    noise = start.noise | {"prediction_type": names[gen.prediction_type]}
+    whole = OneStepGenerator(network.cpu(), gen.schedule, t_star=gen.t_star, prediction_type=gen.prediction_type)
+    return latent_files.export(folder, replace(latent_files.load(loaded.reference), noise=noise), whole)

@@ -1,0 +1,164 @@
+"""Public diffusions by hub id: the commit each is taken from, its descriptions, its size, the command that fetches it.
+
+Descriptions of the known ones are written down here, so that memory can be estimated before anything is fetched. They
+are facts about published files: the class and the numbers in each config.json that decide the size of a network.
+"""
+
+import importlib
+import pathlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from dipp_core.worlds.latent_files import CLASSES, PIPELINES, ModelError, read_json
+
+DENOISERS = ("unet", "transformer")
+PATTERNS = ("model_index.json", "scheduler/*", "tokenizer/*", *(f"{p}/*" for p in ("text_encoder", "vae", *DENOISERS)))
+UNWANTED = ("*.bin", "*.msgpack", "*.onnx*", "*fp16*", "*non_ema*")
+
+_VAE = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 512,
+}
+_SD15 = {
+    "unet": {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 768, "sample_size": 64},
+    "vae": _VAE,
+    "text_encoder": {
+        "architectures": ["CLIPTextModel"],
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "vocab_size": 49408,
+    },
+}
+_PIXART = {
+    "transformer": {
+        "_class_name": "PixArtTransformer2DModel",
+        "num_attention_heads": 16,
+        "attention_head_dim": 72,
+        "cross_attention_dim": 1152,
+        "num_layers": 28,
+        "caption_channels": 4096,
+        "sample_size": 64,
+        "out_channels": 8,
+    },
+    "vae": _VAE,
+    "text_encoder": {
+        "architectures": ["T5EncoderModel"],
+        "d_model": 4096,
+        "d_kv": 64,
+        "d_ff": 10240,
+        "num_layers": 24,
+        "num_heads": 64,
+        "vocab_size": 32128,
+        "feed_forward_proj": "gated-gelu",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Public:
+    """A published diffusion: the commit it is pinned to, the size of what is fetched of it, its descriptions."""
+
+    revision: str
+    size: str
+    descriptions: Mapping[str, dict]
+
+
+PUBLIC = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": Public("451f4fe16113bff5a5d2269ed5ad43b0592e9a14", "4.3 GB", _SD15),
+    "PixArt-alpha/PixArt-XL-2-512x512": Public("50f702106901db6d0f8b67eb88e814c56ded2692", "about 22 GB", _PIXART),
+}
+
+
+def split_id(source: str) -> tuple[str, str]:
+    """A hub id OWNER/NAME or OWNER/NAME@COMMIT as (OWNER/NAME, COMMIT); only known ids go without their commit."""
+    name, _, commit = source.partition("@")
+    if name in PUBLIC:
+        commit = commit or PUBLIC[name].revision
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or not re.fullmatch(r"[0-9a-f]{40}", commit):
+        known = ", ".join(PUBLIC)
+        raise ModelError(f"{source}: no such folder, and no hub id with a commit (OWNER/NAME@COMMIT); known: {known}")
+    return name, commit
+
+
+def fetch_command(source: str) -> str:
+    """The command that puts what is needed of a model into a folder."""
+    name, commit = split_id(source)
+    wanted, unwanted = (" ".join(f'"{p}"' for p in patterns) for patterns in (PATTERNS, UNWANTED))
+    what = f"--include {wanted} --exclude {unwanted}"
+    return f"huggingface-cli download {name} --revision {commit} {what} --local-dir models/{name.split('/')[1]}"
+
+
+def locate(source: str | pathlib.Path, *, fetch: bool = False, descriptions_only: bool = False) -> pathlib.Path:
+    """The folder of a model: `source` itself, or a hub id's files, from the hub only where `fetch` is said.
+
+    descriptions_only: just the small files, to know how large the rest is.
+    """
+    path = pathlib.Path(source).expanduser()
+    if path.is_dir():
+        return path
+    name, commit = split_id(str(source))
+    size = PUBLIC[name].size if name in PUBLIC else "size not known"
+    if not fetch:
+        raise ModelError(
+            f"{name} ({size}) is not here; `{fetch_command(str(source))}` fetches it, then give the folder"
+        )
+    import huggingface_hub
+
+    some = [pattern for pattern in PATTERNS if "*" not in pattern] + ["*.json"] if descriptions_only else list(PATTERNS)
+    options = {"revision": commit, "allow_patterns": some, "ignore_patterns": list(UNWANTED)}
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(name, **options))
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        raise ModelError(
+            f"{name}@{commit} ({size}) cannot be fetched ({type(error).__name__}: {why}); with a network, "
+            f"`{fetch_command(str(source))}` fetches it, then give the folder"
+        ) from None
+
+
+def describe(source: str | pathlib.Path, *, fetch: bool = False) -> dict[str, dict]:
+    """The descriptions of a model's networks: "denoiser", "vae", "text".
+
+    For known hub ids neither files nor a network connection are needed.
+    """
+    known = None if pathlib.Path(source).expanduser().is_dir() else PUBLIC.get(str(source).partition("@")[0])
+    if known is not None:
+        found = dict(known.descriptions)
+    else:
+        folder = locate(source, fetch=fetch, descriptions_only=True)
+        index = read_json(folder / "model_index.json", "it names the classes of a folder in diffusers format")
+        pipeline = index.get("_class_name")
+        if pipeline not in PIPELINES:
+            raise ModelError(f"{folder} is made for {pipeline}, which is not known here: {', '.join(PIPELINES)}")
+        places = (PIPELINES[pipeline][0], "vae", "text_encoder")
+        found = {place: read_json(folder / place / "config.json", "it says how large it is") for place in places}
+    denoiser = next(found[place] for place in DENOISERS if place in found)
+    return {"denoiser": denoiser, "vae": found["vae"], "text": found["text_encoder"]}
+
+
+def on_meta(description: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The network of a description without memory: shapes only, frozen, on torch's meta device."""
+    named = description.get("_class_name") or (description.get("architectures") or [None])[0]
+    if named not in CLASSES:
+        raise ModelError(f"a network of the class {named} is not known here: {', '.join(CLASSES)}")
+    library, loads = CLASSES[named]
+    cls = getattr(importlib.import_module(library), loads)
+    with torch.device("meta"):
+        if library == "diffusers":
+            taken, *_ = cls.extract_init_dict(dict(description))
+            network = cls(**taken)
+        else:
+            network = cls(cls.config_class(**description))
+    return network.to(dtype).eval().requires_grad_(False)
