@@ -161,20 +161,19 @@ def read_network(folder: pathlib.Path, place: str, index: dict, dtype: torch.dty
     """A part with all its weights, frozen. A weight that is missing or of another shape is not filled with noise."""
     _, cls = _class_of(folder, place, index, *allowed)
     read_json(folder / place / "config.json", "it says how large the network is")
-    check_weights(folder / place)
     options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, "torch_dtype": dtype}
+    variant = check_weights(folder / place)
     try:
-        network, found = cls.from_pretrained(folder / place, **options)
+        network, found = cls.from_pretrained(folder / place, variant=variant, **options)
     except Exception as error:
         raise ModelError(f"{folder / place} does not fit {cls.__name__}: {_first_line(error)}") from None
-    bad = [*found["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in found["mismatched_keys"])]
-    if bad:
+    if bad := [*found["missing_keys"], *(k[0] if isinstance(k, tuple) else k for k in found["mismatched_keys"])]:
         raise ModelError(f"{folder / place}: {len(bad)} weights are missing, the first is {bad[0]}; {AGAIN}")
     return network.eval().requires_grad_(False)
 
 
-def check_weights(folder: pathlib.Path) -> None:
-    """Refuse a part without whole safetensors files; only headers and lengths are read."""
+def check_weights(folder: pathlib.Path) -> str | None:
+    """Refuse a part without whole safetensors files; "fp16" where only that variant is there. Reads headers alone."""
     from safetensors import SafetensorError, safe_open
 
     files = sorted(folder.glob("*.safetensors"))
@@ -193,6 +192,7 @@ def check_weights(folder: pathlib.Path) -> None:
         except (SafetensorError, OSError) as error:
             why = f"{file.stat().st_size:,} bytes: {_first_line(error)}"
             raise ModelError(f"{file} is no whole safetensors file ({why}); {AGAIN}") from None
+    return "fp16" if all(".fp16." in file.name for file in files) else None
 
 
 def _latent_scale(folder: pathlib.Path) -> int:

@@ -19,10 +19,10 @@ from dipp_core.method.scores import Cond
 class TextEncoder:
     """A tokenizer and its encoder, under the convention of the pipeline they came from; every prompt is encoded once.
 
-    masked: as in PixArt, the prompt is stripped and in lower case, and padding is hidden by a mask; else, as in Stable
-    Diffusion, padding is part of the prompt. second: SDXL's other encoder; the tokens are then the last hidden states
-    but one of both, side by side, and "pooled" is the second's vector for the whole prompt. zero_null: the empty prompt
-    is zeros, not its encoding; as a prompt among others it is encoded.
+    masked: as in PixArt, the prompt is stripped and in lower case, and padding is 0 and hidden by a mask; else, as in
+    Stable Diffusion, padding is part of the prompt. second: SDXL's other encoder; the tokens are then the last hidden
+    states but one of both, side by side, and "pooled" is the second's vector for the whole prompt. zero_null: the empty
+    prompt is zeros, not its encoding; as a prompt among others it is encoded.
     """
 
     tokenizer: Any
@@ -49,8 +49,10 @@ class TextEncoder:
         found = self._tokenized(texts)
         looks = self.masked or getattr(self.encoder.config, "use_attention_mask", False)
         mask = found["attention_mask"] if looks else None
-        leaves = {"tokens": self.encoder(found["input_ids"], attention_mask=mask)[0]}
-        return leaves | ({"mask": found["attention_mask"]} if self.masked else {})
+        tokens = self.encoder(found["input_ids"], attention_mask=mask)[0]
+        if not self.masked:
+            return {"tokens": tokens}
+        return {"tokens": tokens * mask.unsqueeze(-1).to(tokens), "mask": mask}
 
     def encode(self, texts: Sequence[str], *, batch: int = 64) -> dict[str, Tensor]:
         """The leaves of these prompts, a row each; only those not met before go through the encoder."""
