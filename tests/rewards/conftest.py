@@ -1,7 +1,6 @@
 """Small rewards in the official architectures, with random weights that make a reward of every picture another one."""
 
 import contextlib
-import gzip
 import json
 import pathlib
 import re
@@ -14,23 +13,11 @@ import pytest
 import torch
 
 from dipp_core.rewards import base
+from dipp_core.rewards.tiny import randomise, write_clip
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*SPECIAL, *re.findall(r"[a-z]+|,", "a red fox on the snow green boat at night two dogs play cards,")]
 PROMPTS = ["a red fox on the snow", "two dogs play cards at night, a green boat"]
-CLIP_CONFIG = {
-    "model_type": "clip",
-    "projection_dim": 768,  # the official head of the aesthetic predictor takes no other
-    "text_config": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
-    "vision_config": {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "image_size": 48,
-        "patch_size": 16,
-    },
-}
 HPS_CONFIG = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": 56, "layers": 2, "width": 32, "head_width": 8, "patch_size": 14},
@@ -54,39 +41,6 @@ MED_CONFIG = {
     "encoder_width": 48,
     "add_cross_attention": True,
 }
-
-
-def randomise(network: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Weights large enough to matter; untouched ones give nearly the same reward to every picture."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in network.named_parameters():
-            if weight.ndim > 1:
-                fan_in = weight[0].numel() if "embed" not in name or weight.ndim == 4 else 4
-                weight.copy_(torch.randn(weight.shape, generator=generator) * 1.5 / fan_in**0.5)
-    return network
-
-
-def write_clip(folder: pathlib.Path) -> pathlib.Path:
-    """A folder in transformers format, with CLIP's whole vocabulary."""
-    import clip
-    from safetensors.torch import save_file
-    from transformers import CLIPConfig, CLIPModel
-
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(CLIP_CONFIG))
-    network = randomise(CLIPModel(CLIPConfig.from_json_file(folder / "config.json")))
-    save_file(network.state_dict(), folder / "model.safetensors")
-    words = clip.simple_tokenizer.SimpleTokenizer()
-    # transformers spells CLIP's two special tokens in its own way
-    spelled = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    spelled |= {"<|startoftext|>": "<|startoftext|>", "<|endoftext|>": "<|endoftext|>"}
-    vocabulary = {spelled.get(word, word): index for word, index in words.encoder.items()}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    published = pathlib.Path(clip.simple_tokenizer.default_bpe()).read_bytes()
-    lines = gzip.decompress(published).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]))
-    return folder
 
 
 def write_aesthetic(folder: pathlib.Path, clip: pathlib.Path) -> pathlib.Path:
