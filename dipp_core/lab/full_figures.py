@@ -22,7 +22,7 @@ CURVES = {
     "ta_loss": "assistant's loss",
     "norm_divergence": "divergence's gradient at $x_0$",
     "norm_reward": "reward's gradient at $x_0$",
-    "eval_reward": "reward of the watched pictures",
+    "eval_reward": "mean reward",
 }
 
 
@@ -57,6 +57,7 @@ def course(folder: pathlib.Path) -> Figure:
         ax.set_xlabel("updates")
         ax.locator_params(axis="x", integer=True, nbins=5)
         ax.ticklabel_format(axis="y", useOffset=False)
+        ax.locator_params(axis="y", nbins=5)
     return fig
 
 
