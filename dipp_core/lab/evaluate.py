@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "device": evaluation.device_of(p.device),
         }
         if given.what == "draw":
-            sampler = generation.from_rows(p.models)[given.model]
+            sampler = generation.from_rows(p.models, scale=p.scale)[given.model]
             count = generation.generate(folder, sampler, prompts, seeds, scale=p.scale, progress=tqdm, **options)
             print(f"{folder}: {count} pictures drawn")
         else:

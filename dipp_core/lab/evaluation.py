@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import pathlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -115,7 +116,9 @@ def score(
     if not todo:
         return 0
     asked = "clipscore" if name == DIVERSITY else name
-    judge = load(asked, source, device=device)
+    with warnings.catch_warnings():  # of the packages of judges, on their own insides
+        warnings.simplefilter("ignore")
+        judge = load(asked, source, device=device)
     about = {"judge": asked, "version": judge.about.version, "files": _digest_of_source(source)}
     picture_sets.agree(folder / "scores" / name / picture_sets.RECORD, about)
     own, count = {key: value for key, value in known.items() if digests.get(key[0]) == key[1]}, 0
@@ -143,6 +146,15 @@ def scores_of(folder: pathlib.Path, name: str, prompts: Sequence[Prompt], seeds:
             raise PictureError(f"{path} has no score by {name}: score it first")
         rows.append(known[item, _digest(path)])
     return PRINTED.get(name, 1.0) * torch.tensor(rows, dtype=torch.float64).unflatten(0, (-1, len(seeds)))
+
+
+def token_counts(texts: Sequence[str]) -> list[int]:
+    """How many of CLIP's tokens each prompt has, begin and end included; CLIP and its children read the first 77."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from hpsv2.src.open_clip import tokenizer
+    words = tokenizer.SimpleTokenizer()
+    return [len(words.encode(text)) + 2 for text in texts]
 
 
 # ----------------------------------------------------------------------------------------------------------- summing up

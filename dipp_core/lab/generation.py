@@ -8,7 +8,7 @@ import contextlib
 import inspect
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from dipp_core.lab import config, models, picture_sets
 from dipp_core.lab.machine import version
 from dipp_core.lab.picture_sets import PictureError
 from dipp_core.lab.prompt_lists import Prompt
+from dipp_core.lab.saved import SavedRunError
 from dipp_core.worlds.latent_files import ModelError, check_weights, read_json
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -229,6 +230,39 @@ def generate(
     return written
 
 
-def from_rows(rows: Mapping[str, Any]) -> dict[str, Sampler]:
-    """The models of params.yaml."""
-    return {name: Sampler(**row.model_dump()) for name, row in rows.items()}
+def draw(
+    folder: pathlib.Path,
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    seeds: Sequence[int],
+    *,
+    scale: str,
+    forbidden: str = "",
+    **options: Any,
+) -> str:
+    """`generate`, where weights and machine allow it: empty if all pictures are there then, else what is missing.
+
+    forbidden: why this machine draws no pictures, where it does not.
+    """
+    reasons = [forbidden] if forbidden and picture_sets.missing(folder, picture_sets.items(prompts, seeds)) else []
+    try:
+        if not reasons:
+            generate(folder, sampler, prompts, seeds, scale=scale, **options)
+        elif locate(sampler, scale=scale) and sampler.denoiser:
+            _denoiser_file(sampler)
+    except (ModelError, SavedRunError) as error:
+        reasons.append(str(error).replace(f"{config.root()}/", ""))
+    return "; ".join(reasons)
+
+
+def from_rows(rows: Mapping[str, Any], *, scale: str) -> dict[str, Sampler]:
+    """The models of params.yaml; an export of this project is asked at its own timestep, which its facts tell."""
+    found = {}
+    for name, row in rows.items():
+        sampler = Sampler(**row.model_dump(exclude={"fills"}))
+        stage, colon, export = sampler.source.partition(":")
+        with contextlib.suppress(SavedRunError):
+            if colon and "t_star" in (facts := models.find(stage, export, scale=scale)[1]):
+                sampler = replace(sampler, timesteps=(facts["t_star"],))
+        found[name] = sampler
+    return found

@@ -9,6 +9,7 @@ import json
 import pathlib
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from unittest import mock
 
@@ -68,7 +69,9 @@ def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
 
 def write_clip(folder: pathlib.Path) -> pathlib.Path:
     """A folder in transformers format, with CLIP's whole vocabulary."""
-    import clip
+    with warnings.catch_warnings():  # of the package, on its own insides
+        warnings.simplefilter("ignore")
+        import clip
     from safetensors.torch import save_file
     from transformers import CLIPConfig, CLIPModel
 
