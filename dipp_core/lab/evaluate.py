@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from dipp_core.lab import config, evaluation, generation, picture_sets, prompt_lists
+from dipp_core.lab import config, evaluation, generation, picture_sets, pipelines, prompt_lists
 from dipp_core.lab.saved import SavedRunError
 from dipp_core.rewards.files import RewardError
 from dipp_core.worlds.latent_files import ModelError
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "device": evaluation.device_of(p.device),
         }
         if given.what == "draw":
-            sampler = generation.from_rows(p.models, scale=p.scale)[given.model]
+            sampler = pipelines.from_rows(p.models, scale=p.scale)[given.model]
             count = generation.generate(folder, sampler, prompts, seeds, scale=p.scale, progress=tqdm, **options)
             print(f"{folder}: {count} pictures drawn")
         else:

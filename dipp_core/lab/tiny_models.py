@@ -7,7 +7,7 @@ import pathlib
 import re
 from collections.abc import Iterable
 
-from dipp_core.lab.generation import Sampler
+from dipp_core.lab.pipelines import Sampler
 from dipp_core.worlds import latent_files, miniature
 
 T_STAR = 625

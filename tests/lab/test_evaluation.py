@@ -1,4 +1,4 @@
-"""Judges on folders of pictures: asked once, resumed, shared by processes; means, intervals, distances in closed form."""
+"""Judges on folders of pictures: asked once, resumed, shared by processes; means, intervals, distances."""
 
 import csv
 import math
@@ -108,7 +108,7 @@ def test_scores_of_another_judge_are_not_continued(folder, tmp_path):
     (tmp_path / "judge").write_text("one")
     scored(folder, Brightness(version="1"), source=tmp_path / "judge")
     picture_sets.path_of(folder, (0, 3)).unlink()
-    with pytest.raises(PictureError, match="1 of 10 pictures are missing in .*: draw them first"):
+    with pytest.raises(PictureError, match=r"1 of 10 pictures are missing in .*: draw them first"):
         scored(folder, Brightness(), source=tmp_path / "judge")
     picture_sets.write(folder, (0, 3), np.zeros((8, 8, 3)))
     with pytest.raises(PictureError, match="was made with version '1', not '2'"):
@@ -188,6 +188,12 @@ def test_all_judges_score_and_those_without_files_are_not_run(folder, judges, tm
     torch.testing.assert_close(scores["hpsv2"], 100 * direct, atol=1e-3, rtol=1e-4)
     rows = list(csv.DictReader((folder / "scores" / "hpsv2" / "0of1.csv").open()))
     assert list(rows[0]) == list(evaluation.COLUMNS)
+
+
+def test_tokens_are_counted_as_clip_counts_them(judges):
+    clip = base.load("clipscore", judges["clipscore"])
+    texts = ["snow", "a red fox, asleep", "unbelievably overgrown " * 30]
+    assert evaluation.token_counts(texts) == [len(clip.tokenizer(text).input_ids) for text in texts]
 
 
 def test_a_folder_of_a_judge_is_looked_for_in_the_checkout(tmp_path, monkeypatch):

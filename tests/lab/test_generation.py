@@ -1,7 +1,6 @@
-"""Pictures of pipelines: the same bytes whatever happens, any diffusers folder, and what is refused."""
+"""Pictures of pipelines: the same bytes whatever happens, and what is refused."""
 
 import dataclasses
-import json
 import multiprocessing
 import os
 import shutil
@@ -13,10 +12,9 @@ import pytest
 import torch
 
 from dipp_core.lab import generation, picture_sets, tiny_models
-from dipp_core.lab.generation import Sampler
 from dipp_core.lab.picture_sets import PictureError
+from dipp_core.lab.pipelines import Sampler
 from dipp_core.lab.prompt_lists import Prompt
-from dipp_core.lab.saved import SavedRunError
 from dipp_core.worlds.latent_files import ModelError
 
 TEXTS = ["a red fox", "two dogs play cards", "a green boat at night", "snow"]
@@ -192,63 +190,6 @@ def test_a_one_step_export_is_the_generator_itself(tmp_path, models):
     assert (picture_sets.read_all(tmp_path, [(0, 3)]) - ours).abs().max() <= 0.51 / 255 + 1e-3
 
 
-def test_a_denoiser_can_be_replaced_by_a_file_of_weights(tmp_path, models):
-    from safetensors.torch import save_file
-
-    sampler = models["random_unet"]
-    before = generation.load(sampler, scale="smoke").unet.state_dict()
-    save_file({name: value + 1 for name, value in before.items()}, tmp_path / "unet.safetensors")
-    other = dataclasses.replace(sampler, denoiser=str(tmp_path / "unet.safetensors"))
-    after = generation.load(other, scale="smoke").unet.state_dict()
-    assert all(torch.equal(after[name], before[name] + 1) for name in before)
-    assert generation.identity(other, scale="smoke").keys() == {"model", "denoiser"}
-    (tmp_path / "unet.safetensors").write_bytes(b"cut")
-    with pytest.raises(ModelError, match="is no whole weight file"):
-        generation.load(other, scale="smoke")
-    with pytest.raises(ModelError, match=r"gone.safetensors is missing: the weights that replace the denoiser"):
-        generation.load(dataclasses.replace(sampler, denoiser="gone.safetensors"), scale="smoke")
-
-
-def test_a_scheduler_can_be_replaced(models):
-    sampler = dataclasses.replace(models["random_unet"], scheduler="EulerDiscreteScheduler")
-    assert type(generation.load(sampler, scale="smoke").scheduler).__name__ == "EulerDiscreteScheduler"
-
-
-@pytest.fixture
-def broken(tmp_path, models):
-    """A copy of a tiny pipeline, to be damaged."""
-    folder = tmp_path / "broken"
-    shutil.copytree(models["random_unet"].source, folder)
-    return folder, dataclasses.replace(models["random_unet"], source=str(folder))
-
-
-def edit_index(folder, **changes):
-    path = folder / "model_index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def test_code_of_a_folder_is_never_run(broken):
-    folder, sampler = broken
-    (folder / "unet" / "my_unet.py").write_text("raise SystemExit('code of the folder was run')")
-    edit_index(folder, unet=["my_unet", "MyUNet"])
-    with pytest.raises(ModelError, match="its unet is code of my_unet, which is not run here"):
-        generation.load(sampler, scale="smoke")
-    edit_index(folder, _class_name=["pipeline", "MyPipeline"])
-    with pytest.raises(ModelError, match=r"which diffusers .* does not have"):
-        generation.load(sampler, scale="smoke")
-
-
-def test_weights_are_safetensors_and_whole(broken):
-    folder, sampler = broken
-    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(ModelError, match="is no whole safetensors file"):
-        generation.load(sampler, scale="smoke")
-    path.rename(path.with_suffix(".bin"))
-    with pytest.raises(ModelError, match="a pickle, which is not opened here"):
-        generation.load(sampler, scale="smoke")
-
-
 def test_timesteps_are_refused_by_pipelines_that_take_none():
     class Pipe:
         def __call__(self, prompt, num_inference_steps, guidance_scale):
@@ -258,25 +199,20 @@ def test_timesteps_are_refused_by_pipelines_that_take_none():
         generation.call_options(Pipe(), Sampler(source="x", steps=1, guidance=1.0, timesteps=(399,)))
 
 
-def test_a_model_that_is_not_here_is_one_line_with_the_command():
-    commit = "b261bac6fd2cf515557d5d0707481eafa0485ec2"
-    sampler = Sampler(source=f"stabilityai/sd-turbo@{commit}", steps=1, guidance=0.0, variant="fp16")
-    with pytest.raises(ModelError) as caught:
-        generation.locate(sampler, scale="full")
-    line = str(caught.value)
-    assert line.startswith(
-        "stabilityai/sd-turbo is not here; `huggingface-cli download stabilityai/sd-turbo --revision"
-    )
-    assert "--local-dir models/sd-turbo` fetches it" in line
-    assert "fp16" not in line
-    assert "\n" not in line
-    with pytest.raises(SavedRunError, match="run `dvc repro 30_sd15`"):
-        generation.locate(Sampler(source="30_sd15:no_such_export", steps=1, guidance=1.0), scale="full")
-
-
 def test_numbers_of_a_picture_are_finite(tmp_path, weights):
     def broken(prompts, **options):
         return types.SimpleNamespace(images=np.full((len(prompts), 4, 4, 3), np.nan))
 
     with pytest.raises(PictureError, match="prompt 0 with seed 0 is not finite"):
         draw(tmp_path / "pictures", weights, load=lambda *_, **__: call_with_signature(broken))
+
+
+def test_where_a_machine_draws_nothing_the_line_says_all_that_is_missing(tmp_path, weights, models):
+    options = {"batch": 4, "scale": "smoke"}
+    gone = dataclasses.replace(weights, source="no/model")
+    line = generation.draw(tmp_path / "a", gone, PROMPTS, (0,), forbidden="no GPU", **options)
+    assert line.startswith("no GPU; no/model is not here; `huggingface-cli download no/model")
+    assert generation.draw(tmp_path / "a", weights, PROMPTS, (0,), forbidden="no GPU", **options) == "no GPU"
+    assert not (tmp_path / "a").exists()
+    assert generation.draw(tmp_path / "a", weights, PROMPTS, (0,), load=painter, **options) == ""
+    assert generation.draw(tmp_path / "a", weights, PROMPTS, (0,), forbidden="no GPU", **options) == ""
