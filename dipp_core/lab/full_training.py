@@ -24,7 +24,8 @@ from dipp_core.lab import config, full_scale, preflight
 from dipp_core.lab.full_schema import FullScale, Sources, Stage, TwoStages
 from dipp_core.lab.parts import CheckpointError
 from dipp_core.lab.pictures import picture_grid
-from dipp_core.lab.student import ALONE, Group, Pace, Student, teach
+from dipp_core.lab.processes import ALONE, Group, ProcessError, find_group
+from dipp_core.lab.student import Pace, Student, teach
 from dipp_core.lab.train import Stopped, TrainError
 from dipp_core.method.algorithm import Settings
 from dipp_core.rewards.files import RewardError
@@ -43,6 +44,7 @@ KNOWN = (
     RewardError,
     CheckpointError,
     TrainError,
+    ProcessError,
     Stopped,
 )
 
@@ -198,11 +200,14 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         run = section_of(given.stage, given.set)
-        folder = train(run, given.folder or config.root() / ".work" / "full" / given.stage)
+        group = find_group(full_scale.device_of(described(run, "align")))
+        say = print if group.share[0] == 0 else lambda line: None
+        folder = train(run, given.folder or config.root() / ".work" / "full" / given.stage, group=group, say=say)
     except KNOWN as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{folder}: the pipeline")
+    say(f"{folder}: the pipeline")
+    group.close()
     return 0
 
 
