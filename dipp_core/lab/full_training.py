@@ -77,6 +77,10 @@ def begin(
         raise full_scale.FullScaleError(
             f"{what}: set switches.processes = {here}, and switches.batch so that the whole batch is what it should be"
         )
+    prompts = len(full_scale.read_prompts(run.prompts))
+    for name in [name for name in STAGES if getattr(run, name).steps]:  # one may take more than the other
+        task = full_scale.task_of(described(run, name), prompts)
+        preflight.check(task, switches, preflight.here(folder), say=lambda line: None)
     loaded = full_scale.load(described(run, "align"), folder=folder, say=say)
     return Training(run, pathlib.Path(folder), loaded, Student(loaded.gen, loaded.ta), group, say)
 
@@ -115,7 +119,7 @@ def watch(training: Training) -> Callable[[int, Student], dict]:
     @torch.no_grad()
     def evaluate(_done: int, student: Student) -> dict:
         images, found, texts = [], [], []
-        for part in torch.arange(len(index)).split(loaded.switches.batch):
+        for part in torch.arange(len(index)).split(loaded.switches.micro or loaded.switches.batch):
             cond = loaded.prompts.rows(index[part])
             x0 = student.gen(z[part].to(device), cond)
             texts += [text if len(text) < 24 else f"{text[:21]}..." for text in loaded.prompts.texts_of(cond)]
@@ -145,6 +149,7 @@ def learn(training: Training, name: str, *, progress: bool | None = None) -> Stu
         plan=plan,
         evaluate=watch(training),
         group=training.group,
+        micro=loaded.switches.micro,
         adam=loaded.adam,
         facts=facts_of(training, name),
         say=training.say,

@@ -19,6 +19,7 @@ from dipp_core.lab.processes import ALONE, Group
 from dipp_core.method.algorithm import Reward, Settings, align
 from dipp_core.method.generator import OneStepGenerator, trainable_copy
 from dipp_core.worlds.latent import LatentDiffusion
+from dipp_core.worlds.memory import in_chunks
 from dipp_core.worlds.prompts import Prompts
 
 Adam = Callable[..., torch.optim.Optimizer]  # (parameters, lr, betas) -> optimiser
@@ -92,13 +93,23 @@ def _parts(student: Student, roles: tuple[str, ...], pace: Pace, seed: int, adam
     return parts
 
 
-def _arguments(student: Student, world: LatentDiffusion, parts: dict, group: Group, settings: Settings) -> dict:
-    """What `align` is given in every step, beside prompts and reward."""
-    ta = world.score(group.joined(student.ta)) if "ta" in parts else None
-    given = {"gen": group.joined(student.gen), "ref": world.score(), "ta": ta, "schedule": world.schedule}
+def _arguments(
+    student: Student,
+    world: LatentDiffusion,
+    prompts: Prompts,
+    reward: Reward | None,
+    parts: dict,
+    settings: Settings,
+    group: Group,
+    micro: int,
+) -> dict:
+    """What `align` is given in every step."""
+    gen, ta, ref = (in_chunks(network, micro) for network in (student.gen, student.ta, world.denoiser))
+    given = {"gen": group.joined(gen), "ref": world.score(ref), "reward": in_chunks(reward, micro)}
+    given |= {"ta": world.score(group.joined(ta)) if "ta" in parts else None, "schedule": world.schedule}
     given |= {f"{role}_optimizer": parts.get(f"{role}_adam") for role in ("gen", "ta")}
     given |= {"settings": replace(settings, share=group.share), "backward": group.backward}
-    return given | {"generator": parts["draws"]}
+    return given | {"generator": parts["draws"], "draw_cond": prompts.draw, "null_cond": prompts.null_cond}
 
 
 def _averaged(evaluate: Callable[[int, Student], dict], student: Student, ema: EMA) -> Callable[[int], dict]:
@@ -124,6 +135,7 @@ def teach(
     plan: dict | None = None,
     evaluate: Callable[[int, Student], dict] | None = None,
     group: Group = ALONE,
+    micro: int = 0,
     adam: Adam = torch.optim.Adam,
     facts: dict | None = None,
     say: Callable[[str], None] = print,
@@ -131,12 +143,11 @@ def teach(
     """Let a student learn, in place, and return it with the averaged generator; resumed if the folder has begun it.
 
     reward(x0, cond): see `LatentDiffusion.reward`. plan: fields of `train.Plan`. evaluate(step, student): see
-    `train.run`, with the averaged generator. facts: JSON that tells this run from others, beside the rest.
+    `train.run`, with the averaged generator. micro: see `in_chunks`. facts: JSON that tells this run from others.
     """
     roles = ("gen", "ta") if settings.ta_steps else ("gen",)
     parts = _parts(student, roles, pace, seed, adam, group)
-    given = _arguments(student, world, parts, group, settings)
-    given |= {"reward": reward, "draw_cond": prompts.draw, "null_cond": prompts.null_cond}
+    given = _arguments(student, world, prompts, reward, parts, settings, group, micro)
     learn = functools.partial(
         train.run,
         folder,

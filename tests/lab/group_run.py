@@ -46,7 +46,7 @@ def learn(folder, world, group, job):
     prompts, seen = world.prompts(shapes.captions(shapes.split("train")[:8])), []
 
     def happens(name):
-        return [group.share[0], job.get("begins", 0) + len(seen) - 1] == job.get(name)
+        return [group.share[0], len(seen) - 1] == job.get(name)
 
     def judge(images, texts):
         seen.append(1)
@@ -68,6 +68,7 @@ def learn(folder, world, group, job):
         plan={"progress": False, "save_steps": 2, "evaluate_steps": 2},
         evaluate=lambda done, one: {"mean": world.paint(one.gen, prompts, 1, seed=0).mean().item()},
         group=group,
+        micro=job.get("micro", 0),
         facts={"roles": job["roles"]},
         say=lambda line: None,
     )
