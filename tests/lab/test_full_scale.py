@@ -133,7 +133,7 @@ def test_a_start_of_its_own_is_the_generator_s_first_guess(place, tmp_path):
         ({"reference": "nowhere"}, latent_files.ModelError, "no such folder"),
         ({"reference": "PixArt-alpha/PixArt-XL-2-512x512"}, latent_files.ModelError, "huggingface-cli download PixArt"),
         ({"start": "nowhere/at-all"}, latent_files.ModelError, "no hub id with a commit"),
-        ({"start": "another width"}, full_scale.FullScaleError, "cannot start a generator"),
+        ({"start": "another width"}, latent_files.ModelError, "cannot start a generator"),
         ({"prompts": "/nowhere.txt"}, full_scale.FullScaleError, "cannot be read"),
         ({"prompts": "empty.txt"}, full_scale.FullScaleError, "holds no prompts"),
         ({"switches": {"rnak": 4}}, preflight.PreflightError, "did you mean 'rank'"),
