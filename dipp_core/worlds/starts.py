@@ -10,6 +10,7 @@ sampling rules are kept exactly: where a model was trained on x = sigma(t*) z, t
 exported pipeline has the scheduler that does so too.
 """
 
+import copy
 import json
 import pathlib
 from collections.abc import Callable
@@ -140,9 +141,8 @@ def _from_file(path: pathlib.Path, world: LatentDiffusion, dtype: torch.dtype) -
     if bad or len(weights) != len(wanted):
         lost = f"{len(bad)} of {len(wanted)} weights are missing or of another shape, {len(weights)} are there"
         raise ModelError(f"{path} does not fit the {type(form).__name__} of {world.source}: {lost}")
-    with torch.device("meta"):
-        network = type(form).from_config(form.config)
-    network.load_state_dict({name: value.to(dtype) for name, value in weights.items()}, assign=True)
+    network = copy.deepcopy(form).to(dtype)
+    network.load_state_dict(weights)
     return network.eval().requires_grad_(False)
 
 

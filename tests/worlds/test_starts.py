@@ -70,7 +70,7 @@ def test_noise_added_to_nothing_is_the_rule_of_sid(folders, kind, world):
     scheduler = diffusers.DDPMScheduler.from_pretrained(folders / kind / "scheduler")
     t = torch.full((2,), 625)
     x = scheduler.add_noise(torch.zeros_like(z), z, t)
-    value = world.denoiser.network(x, t, **told).sample[:, :4]
+    value = world.denoiser.network(x, timestep=t, **told).sample[:, :4]
     published = scheduler.step(value, 625, x).pred_original_sample
     gen = starts.converted(world.generator(625), TIMES_SIGMA)
     torch.testing.assert_close(gen(z, cond), published, rtol=1e-4, atol=1e-4)
@@ -87,7 +87,7 @@ def test_the_same_rule_in_the_words_of_edm(kind, world):
     sigma = (world.schedule.sigma(t) / world.schedule.alpha(t)).item()
     assert sigma == pytest.approx(2.5, abs=0.01)
     x = sigma * z
-    value = world.denoiser.network(x / (1 + sigma**2) ** 0.5, torch.full((2,), index), **told).sample[:, :4]
+    value = world.denoiser.network(x / (1 + sigma**2) ** 0.5, timestep=torch.full((2,), index), **told).sample[:, :4]
     gen = starts.converted(world.generator(index), TIMES_SIGMA)
     torch.testing.assert_close(gen(z, cond), x - sigma * value, rtol=1e-4, atol=1e-4)
 
@@ -242,6 +242,12 @@ FLAWS = {
 }
 
 
+def begun(source, world):
+    path = starts.locate(source)
+    starts.convention(source, path)
+    return starts.load(path, world)
+
+
 @pytest.mark.parametrize("name", FLAWS)
 def test_a_flaw_is_one_line(folders, tmp_path, name):
     make, words = FLAWS[name]
@@ -249,9 +255,7 @@ def test_a_flaw_is_one_line(folders, tmp_path, name):
         miniature.new_denoiser("unet", seed=1).save_pretrained(folders / "wide/unet")
     source = make(tmp_path, folders)
     with pytest.raises(ModelError, match=words) as caught:
-        path = starts.locate(source)
-        starts.load(path, latent_files.load(folders / "unet"))
-        starts.convention(source, path)
+        begun(source, latent_files.load(folders / "unet"))
     assert "\n" not in str(caught.value)
 
 
