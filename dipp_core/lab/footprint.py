@@ -138,6 +138,11 @@ class Ghosts:
         cond = {name: _new(rows, *shape) for name, shape in self.cond_shape.items()}
         return _new(rows, *self.world.z_shape), _new(rows), cond
 
+    def prompt_values(self, tokens: float) -> float:
+        """Numbers kept of a prompt of so many tokens: of these where a mask hides the padding, else of all."""
+        (length, width), (pooled,) = self.cond_shape["tokens"], self.cond_shape.get("pooled", (0,))
+        return (min(length, tokens) if "mask" in self.cond_shape else length) * width + pooled
+
 
 def _new(*shape: int) -> Tensor:
     return torch.empty(*shape, device="meta")
@@ -169,6 +174,9 @@ def ghosts(
     width = network.config.caption_channels if masked else network.config.cross_attention_dim
     length = TOKENS.get(type(network).__name__, 120)
     shapes = {"tokens": (length, width)} | ({"mask": (length,)} if masked else {})
+    if denoiser.is_sdxl:
+        config = network.config
+        shapes["pooled"] = (config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim,)
     return Ghosts(LatentDiffusion(denoiser, "eps"), gen, ta, shapes)
 
 
