@@ -165,11 +165,15 @@ def ghosts(
         if checkpointing:
             memory.recompute_denoiser(denoiser)
         gen, ta = (trainable_copy(denoiser).float() for _ in range(2))
-    masked = denoiser.is_transformer
-    width = network.config.caption_channels if masked else network.config.cross_attention_dim
-    length = TOKENS.get(type(network).__name__, 120)
-    shapes = {"tokens": (length, width)} | ({"mask": (length,)} if masked else {})
-    return Ghosts(LatentDiffusion(denoiser, "eps"), gen, ta, shapes)
+    return Ghosts(LatentDiffusion(denoiser, "eps"), gen, ta, cond_shape(denoiser))
+
+
+def cond_shape(denoiser: Denoiser) -> dict[str, tuple[int, ...]]:
+    """Shapes of one prompt's leaves."""
+    config, masked = denoiser.network.config, denoiser.is_transformer
+    length = TOKENS.get(type(denoiser.network).__name__, 120)
+    width = config.caption_channels if masked else config.cross_attention_dim
+    return {"tokens": (length, width)} | ({"mask": (length,)} if masked else {})
 
 
 # ----------------------------------------------------------------------------------------------------- passes of a step
