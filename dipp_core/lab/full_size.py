@@ -1,34 +1,22 @@
-"""A step of Algorithm 1 at true size with random weights: that it runs, and what it takes. One measurement a process.
+"""A run at true size with random weights, for `full_size_step` to measure: memory and time are those of a real one.
 
-    python -m dipp_core.lab.full_size '{"reference": "stable-diffusion-v1-5/stable-diffusion-v1-5", "method": "dipp"}'
-
-prints one line of JSON. Networks are built from their descriptions (`worlds.public`), so no file is needed; roles,
-settings and switches are those of a run at full scale (`lab.full_scale`). Prompts are random embeddings of the right
-shape, the reward is ImageReward in its official architecture. Random weights take the memory and the time of learned
-ones; the numbers that they compute mean nothing.
+Networks are built from their descriptions (`worlds.public`), so no file is needed; roles, settings and switches are
+those of a run at full scale (`lab.full_scale`). Prompts are random embeddings of the right shape, the reward is
+ImageReward in its official architecture. The numbers that they compute mean nothing.
 """
 
-import contextlib
 import importlib
 import json
 import pathlib
-import re
-import resource
-import statistics
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from dipp_core.lab import bench, footprint, full_scale, preflight
-from dipp_core.method import algorithm
-from dipp_core.method.staged import Backward, StagedGradient, Term, run_loss
 from dipp_core.rewards import base as rewards
 from dipp_core.rewards import image_reward
 from dipp_core.worlds import latent_files, memory, public
@@ -181,127 +169,3 @@ def new_roles(case: Case) -> bench.Roles:
             for parameter in (*gen.parameters(), *ta.parameters()):
                 parameter.add_(1e-3 * torch.randn_like(parameter))
     return bench.Roles(world, gen, ta, judge, new_prompts(world.denoiser, case.device))
-
-
-# ------------------------------------------------------------------------------------------------------------ measuring
-
-
-def joint_backward(x0: Tensor, terms: Mapping[str, Term], backward: Backward) -> StagedGradient:
-    """What `staged_backward` does, the other way: the graphs of all terms are alive until one backward pass."""
-    values = {name: term.value(x0) for name, term in terms.items()}
-    backward(sum(run_loss(terms[name].scale * value) for name, value in values.items()), None)
-    return StagedGradient({name: value.detach().mean(-1) for name, value in values.items()}, {}, torch.zeros(()))
-
-
-def look_at_gradients(name: str, optimizer: torch.optim.Optimizer, seen: dict[str, dict[str, int]]) -> None:
-    """Before every update count the tensors that learn, and those whose gradient is finite, and is not zero."""
-
-    def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        grads = [parameter.grad for parameter in learning if parameter.grad is not None]
-        finite, moves = (sum(bool(f(grad)) for grad in grads) for f in (lambda g: g.isfinite().all(), torch.any))
-        seen[name] = {"tensors": len(learning), "finite": finite, "not_zero": moves}
-
-    optimizer.register_step_pre_hook(look)
-
-
-def new_step(case: Case, roles: bench.Roles, seen: dict[str, dict[str, int]]) -> Callable[[], Any]:
-    """A step of `align`, with Adam's state in place before the first; the learning rate is 0, all steps are alike."""
-    adam, optimizers = full_scale.adam(eight_bit=case.turned.eight_bit_adam, device=case.device), {}
-    for name, learning in (("gen", roles.gen), ("ta", roles.ta)):
-        optimizers[name] = adam(learning.parameters(), lr=0.0, betas=(0.0, 0.99))
-        for parameter in learning.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizers[name].step()
-        optimizers[name].zero_grad(set_to_none=True)
-        look_at_gradients(name, optimizers[name], seen)
-    steps = algorithm.align(
-        gen=roles.gen,
-        ta=roles.world.score(roles.ta),
-        ref=roles.world.score(),
-        reward=roles.reward() if roles.judge else None,
-        schedule=roles.world.schedule,
-        settings=full_scale.settings_of(case.run(), case.turned, roles.world),
-        gen_optimizer=optimizers["gen"],
-        ta_optimizer=optimizers["ta"],
-        draw_cond=roles.prompts.draw,
-        null_cond=roles.prompts.null_cond,
-        generator=torch.Generator().manual_seed(0),
-        steps=10**9,
-    )
-    return lambda: next(steps)
-
-
-def reset_peak(device: str) -> None:
-    """Forget the peak of what was before, where that can be done; elsewhere the peak is that of the whole process."""
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        return
-    with contextlib.suppress(OSError):
-        pathlib.Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak(device: str) -> dict[str, float]:
-    """In GiB: "peak", since `reset_peak`; of a GPU "reserved" too, of main memory "whole", that of the whole process."""
-    if device != "cpu":
-        names = {"peak": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
-        return {name: size / GIB for name, size in names.items()}
-    unit = GIB if sys.platform == "darwin" else 2**20
-    whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    status = pathlib.Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    steps = int(found[1]) / 2**20 if found else whole
-    return {"peak": steps, "whole": max(whole, steps)}
-
-
-def timed(function: Callable[[], Any], device: str) -> float:
-    """Seconds, with all that was asked of a GPU done."""
-
-    def whole() -> None:
-        function()
-        if device != "cpu":
-            torch.cuda.synchronize()
-
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return bench.seconds(whole)
-
-
-def over_passes(case: Case, roles: bench.Roles, step: Callable[[], Any]) -> float:
-    """Time of a step over the sum of its networks' passes, made with the same switches, by turns with it."""
-    needed = [one for one in bench.NEEDED[case.method] if one.role != "judge" or roles.judge]
-    work = {bench.STEP: step} | {one: bench.one_pass(roles, one, case.turned.batch) for one in needed}
-    turns = [{what: timed(f, case.device) for what, f in work.items()} for _ in range(1 + case.rounds)]
-    return bench.step_over_passes(turns[1:])
-
-
-def measure(case: Case) -> dict[str, Any]:
-    """Seconds a step (median), peak memory over the steps, gradients seen, and the step over its raw passes."""
-    if case.threads:
-        torch.set_num_threads(case.threads)
-    roles, seen = new_roles(case), {}
-    averaged = [parameter.detach().clone() for parameter in roles.gen.parameters()]  # as a long run keeps it
-    step = new_step(case, roles, seen)
-    with mock.patch.object(algorithm, "staged_backward", joint_backward if case.joint else algorithm.staged_backward):
-        for _ in range(case.warm_up):
-            step()
-        reset_peak(case.device)
-        seconds = statistics.median(timed(step, case.device) for _ in range(case.rounds))
-        found = {"seconds": seconds, "gradients": seen, "batch": case.turned.batch, "threads": torch.get_num_threads()}
-        found |= {"memory": peak(case.device), "averaged": len(averaged)}
-        return found | ({"over_passes": over_passes(case, roles, step)} if case.passes else {})
-
-
-def main() -> None:
-    case = Case(**json.loads(sys.argv[1]))
-    try:
-        found = measure(case)
-    except torch.OutOfMemoryError:
-        found = {"failed": "out of memory"}
-    except full_scale.FullScaleError as error:  # of a switch that needs what is not here
-        found = {"failed": str(error)}
-    print(json.dumps(found), flush=True)
-
-
-if __name__ == "__main__":
-    main()
