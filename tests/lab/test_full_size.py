@@ -9,6 +9,7 @@ import types
 import pandas
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dipp_core.lab import bench, bench_gpu, bench_large, footprint, full_size, full_size_step, preflight
 from dipp_core.lab.full_size import Case
@@ -118,7 +119,7 @@ def test_jointly_or_in_stages_the_gradient_is_the_same(folders, method, monkeypa
                 grads.update({names[id(p)]: p.grad.clone() for p in group["params"] if id(p) in names})
 
         with contextlib.ExitStack() as stack:
-            stack.callback(torch.optim.optimizer.register_optimizer_step_pre_hook(keep).remove)
+            stack.callback(register_optimizer_step_pre_hook(keep).remove)
             with monkeypatch.context() as patch:
                 if joint:
                     patch.setattr(full_size_step.algorithm, "staged_backward", full_size_step.joint_backward)
