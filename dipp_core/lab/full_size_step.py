@@ -5,10 +5,7 @@
 takes a `full_size.Case` and prints one line of JSON. Everything but the calls to CUDA is the same on a CPU.
 """
 
-import contextlib
 import json
-import pathlib
-import re
 import resource
 import statistics
 import sys
@@ -72,26 +69,13 @@ def new_step(case: Case, roles: bench.Roles, seen: dict[str, dict[str, int]]) ->
     return lambda: next(steps)
 
 
-def reset_peak(device: str) -> None:
-    """Forget the peak of what was before, where that can be done; elsewhere the peak is that of the whole process."""
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        return
-    with contextlib.suppress(OSError):
-        pathlib.Path("/proc/self/clear_refs").write_text("5")
-
-
 def peak(device: str) -> dict[str, float]:
-    """In GiB: "peak", since `reset_peak`; of a GPU "reserved" too, of main memory "whole", that of the process."""
+    """In GiB: of a GPU "peak", what was allocated since `measure` reset it, and "reserved"; else that of the process."""
     if device != "cpu":
         names = {"peak": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
         return {name: size / GIB for name, size in names.items()}
     unit = GIB if sys.platform == "darwin" else 2**20
-    whole = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    status = pathlib.Path("/proc/self/status")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    steps = int(found[1]) / 2**20 if found else whole
-    return {"peak": steps, "whole": max(whole, steps)}
+    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
 
 
 def timed(function: Callable[[], Any], device: str) -> float:
@@ -131,7 +115,8 @@ def measure(case: Case) -> dict[str, Any]:
     with mock.patch.object(algorithm, "staged_backward", joint_backward if case.joint else algorithm.staged_backward):
         for _ in range(case.warm_up):
             step()
-        reset_peak(case.device)
+        if case.device != "cpu":
+            torch.cuda.reset_peak_memory_stats()
         begin = time.process_time()
         seconds = statistics.median(timed(step, case.device) for _ in range(case.rounds))
         spent = (time.process_time() - begin) / case.rounds

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import sys
 import types
 
@@ -88,13 +89,12 @@ def test_the_plans_are_of_public_models_with_known_switches():
 @pytest.mark.parametrize("method", ["dipp", "distar_in"])
 @pytest.mark.parametrize("kind", miniature.KINDS)
 def test_a_step_reaches_every_tensor_that_learns(folders, kind, method):
-    found = full_size_step.measure(case(folders[kind], method=method, warm_up=1, rounds=2, passes=True))
+    found = full_size_step.measure(case(folders[kind], method=method))
     layers = 2 * len(full_size.new_roles(case(folders[kind])).gen.network.by_path)
     all_of_them = {"tensors": layers, "finite": layers, "not_zero": layers}
     assert found["gradients"] == {"gen": all_of_them, "ta": all_of_them}
     assert found["seconds"] > 0
-    assert 0.1 < found["over_passes"] < 10
-    assert 0.1 < found["memory"]["peak"] <= found["memory"]["whole"]
+    assert found["memory"]["peak"] > 0.1
 
 
 def test_tensors_without_a_finite_gradient_are_counted_out():
@@ -144,15 +144,11 @@ def test_jointly_all_graphs_are_alive_at_once_and_in_stages_one():
     assert most(full_size_step.joint_backward) > 1.3 * most(staged.staged_backward)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is that of the whole process")
-def test_the_peak_is_that_since_it_was_forgotten():
-    large = torch.ones(2**26)  # 0.25 GiB
-    high = full_size_step.peak("cpu")
-    del large
-    full_size_step.reset_peak("cpu")
-    low = full_size_step.peak("cpu")
-    assert high["peak"] - low["peak"] > 0.2
-    assert low["whole"] >= high["peak"] - 0.01
+def test_the_peak_is_that_of_the_process():
+    before = full_size_step.peak("cpu")["peak"]
+    large = torch.ones(int((before + 0.2) * 2**28))  # at least 0.2 GiB more than ever before
+    assert 0.1 < full_size_step.peak("cpu")["peak"] - before < before + 0.3
+    assert len(large)
 
 
 def test_the_estimate_beside_a_measurement_is_the_preflight_without_what_is_gone_by_then(folders):
@@ -167,16 +163,33 @@ def test_the_estimate_beside_a_measurement_is_the_preflight_without_what_is_gone
 
 
 def measured(**changes):
-    memory = {"peak": 9.0, "whole": 10.0}
     seen = {name: {"tensors": 8, "finite": 8, "not_zero": 8} for name in ("gen", "ta")}
-    found = {"seconds": 2.0, "cpu_seconds": 3.0, "threads": 1, "batch": 1, "memory": memory, "gradients": seen}
+    found = {"seconds": 2.0, "cpu_seconds": 3.0, "threads": 1, "batch": 1, "memory": {"peak": 9.0}, "gradients": seen}
     return found | changes
 
 
-def test_a_process_of_its_own_measures_and_its_failures_are_one_line(folders):
+def test_a_process_of_its_own_measures(folders):
     found = bench_large.alone(case(folders["dit"], reward=""), least_free=0)
     assert found["gradients"]["gen"]["finite"] == found["gradients"]["gen"]["tensors"] > 0
-    assert "GiB of memory were left" in bench_large.alone(case(folders["dit"]), least_free=2**60)["failed"]
+
+
+@pytest.mark.parametrize(
+    ("code", "limits", "said"),
+    [
+        ("print('{}'); raise SystemExit('no room')", {}, "no room"),
+        ("import os; os.kill(os.getpid(), 9)", {}, "its process was killed by signal 9"),
+        ("import time; time.sleep(60)", {"least_free": 2**60}, r"stopped: \d+\.\d GiB of memory were left, less than "),
+        ("import time; time.sleep(60)", {"longest": 0}, "stopped: it took too long"),
+    ],
+)
+def test_a_measurement_that_comes_to_nothing_is_one_line(code, limits, said, monkeypatch, tmp_path):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    found = bench_large.alone(case("nowhere"), **({"least_free": 0} | limits))
+    assert list(found) == ["failed"]
+    assert re.fullmatch(said + r"\d*", found["failed"])
 
 
 def test_what_was_measured_stays_when_the_next_one_fails(folders, reports, monkeypatch):
@@ -185,7 +198,7 @@ def test_what_was_measured_stays_when_the_next_one_fails(folders, reports, monke
         "sd15.dipp_joint": case(folders["unet"], joint=True),
         "pixart.dipp": case(folders["dit"]),
     }
-    found = iter([measured(), measured(memory={"peak": 12.0, "whole": 12.0}), {"failed": "killed"}])
+    found = iter([measured(), measured(memory={"peak": 12.0}), {"failed": "killed"}])
     monkeypatch.setattr(bench_large, "alone", lambda case: next(found))
     said = []
     whole = bench_large.measure_all(plan, list(plan)[:2], said.append)
