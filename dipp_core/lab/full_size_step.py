@@ -70,7 +70,7 @@ def new_step(case: Case, roles: bench.Roles, seen: dict[str, dict[str, int]]) ->
 
 
 def peak(device: str) -> dict[str, float]:
-    """In GiB: of a GPU "peak", what was allocated since `measure` reset it, and "reserved"; else that of the process."""
+    """In GiB: of a GPU "peak", allocated since `measure` reset it, and "reserved"; else "peak" of the process."""
     if device != "cpu":
         names = {"peak": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
         return {name: size / GIB for name, size in names.items()}
