@@ -28,6 +28,7 @@ MEASURED = {
     "samples a second": "samples_per_second",
     "peak allocated, GiB": "peak_gib",
     "peak reserved, GiB": "reserved_gib",
+    "estimate, GiB": "estimate_gib",
     "step over raw passes": "step_over_passes",
 }
 
@@ -55,18 +56,21 @@ def new_plan() -> dict[tuple[str, str, str, str], Case]:
     return plan
 
 
-def numbers(found: Mapping[str, Any]) -> dict[str, Any]:
-    """A measurement as it is published."""
+def numbers(case: Case, found: Mapping[str, Any]) -> dict[str, Any]:
+    """A measurement as it is published, the estimate of the preflight beside it."""
+    estimate = {"estimate_gib": full_size.estimate(case)}
     if "failed" in found:
-        return dict(found)
+        return dict(found) | estimate
     named = {"step_over_passes": found.get("over_passes"), "reserved_gib": found["memory"].get("reserved")}
     return {
         "seconds": found["seconds"],
+        "batch": found["batch"],
         "samples_per_second": found["batch"] / found["seconds"],
         "peak_gib": found["memory"]["peak"],
         "gradients_finite": all(one["finite"] == one["tensors"] for one in found["gradients"].values()),
         **{name: value for name, value in named.items() if value is not None},
         **({"note": found["passes_failed"]} if "passes_failed" in found else {}),
+        **estimate,
     }
 
 
@@ -100,7 +104,7 @@ def measure_all(plan: Mapping[tuple, Case], device: str, say: Callable[[str], No
     """Measure a plan, publishing after each; a manifest at the end."""
     place, start, measured = published(), time.time(), {}
     for key, case in plan.items():
-        measured[name_of(key)] = found = numbers(alone(case, **limits))
+        measured[name_of(key)] = found = numbers(case, alone(case, **limits))
         publish(place, plan, {"run": True, "device": device, "measured": measured})
         short = found.get("failed") or f"{found['seconds']:.3g} s a step, {found['peak_gib']:.3g} GiB"
         say(f"{name_of(key)}: {short}")
