@@ -184,12 +184,13 @@ def measure_all(
 
 
 def write_manifest(place: report.Report, kind: str, measured: list[str], start: float) -> None:
+    """Beside the manifests of the pipeline, in a folder of their own: these are no stages of it."""
     state = {
         "params": {"scale": "full", "seed": 0, "measured": measured, "numbers": full_size.NUMBERS},
         "sources": {},
         "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
     }
-    manifest.write(f"{STAGE}_{kind}", state, start, place.root / "manifests" / f"{STAGE}_{kind}.json")
+    manifest.write(f"{STAGE}_{kind}", state, start, place.root / "manifests" / "bench" / f"{STAGE}_{kind}.json")
 
 
 def main(wanted: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dipp_core.lab import bench, footprint, full_scale, preflight
+from dipp_core.lab.full_schema import FullScale
 from dipp_core.rewards import base as rewards
 from dipp_core.rewards import image_reward
 from dipp_core.worlds import latent_files, memory, public
@@ -72,9 +73,9 @@ class Case:
     def turned(self) -> preflight.Switches:
         return preflight.switched(self.profile, self.switches)
 
-    def run(self) -> full_scale.FullScale:
+    def run(self) -> FullScale:
         """The run at full scale that this is a step of."""
-        return full_scale.FullScale(
+        return FullScale(
             reference=self.reference,
             scale="full",
             seed=0,

@@ -211,7 +211,7 @@ def test_what_was_measured_stays_when_the_next_one_fails(folders, reports, monke
     assert list(table["note"].fillna("")) == ["", "", "killed"]
     assert json.loads((reports / "metrics/30_full_scale.json").read_text())["cpu"]["sd15"] == whole["cpu"]["sd15"]
     assert said[-1] == "pixart.dipp: killed"
-    assert (reports / "manifests/30_full_scale_cpu.json").exists()
+    assert (reports / "manifests/bench/30_full_scale_cpu.json").exists()
 
 
 def test_an_unknown_measurement_is_one_line():
