@@ -109,7 +109,7 @@ def network(description: Mapping[str, Any], *, dtype: torch.dtype, device: str) 
     cls = getattr(importlib.import_module(library), name)
     taken, *_ = cls.extract_init_dict(dict(description))
     with torch.device(device):
-        return cls(**taken).to(dtype).eval().requires_grad_(False)
+        return cls(**taken).to(device, dtype).eval().requires_grad_(False)
 
 
 def new_world(description: Mapping[str, dict], switches: preflight.Switches, device: str) -> LatentDiffusion:

