@@ -21,10 +21,9 @@ from typing import Any
 
 from dipp_core.lab import config, full_size, manifest, report
 from dipp_core.lab.full_size import GIB, Case
-from dipp_core.worlds import public
 
 STAGE, NOT_RUN = "30_full_scale", "not run here"
-SD15, PIXART = public.PUBLIC
+SD15, PIXART = "stable-diffusion-v1-5/stable-diffusion-v1-5", "PixArt-alpha/PixArt-XL-2-512x512"
 KEPT = {"checkpoint_denoiser": False, "checkpoint_vae": False, "checkpoint_reward": False}
 # Graphs of several terms are large at once where nothing is recomputed, and in DI* alone: DI++ has no graph of scores
 PLAN = {
