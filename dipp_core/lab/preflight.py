@@ -94,13 +94,14 @@ CURES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is to be run. own_start: the generator starts from another model than the reference."""
+    """What is to be run. own_start: from another model than the reference. prompt_tokens: mean number in a prompt."""
 
     reference: str
     rewards: tuple[str, ...] = ("image_reward",)
     star: bool = False
     guided: bool = True
     prompts: int = 1000
+    prompt_tokens: float = 120.0
     own_start: bool = False
     fetch: bool = False
 
@@ -141,11 +142,12 @@ def estimate(task: Task, switches: Switches, kind: str) -> list[Part]:
     found, size = public.describe(task.reference, fetch=task.fetch), BYTES[switches.dtype]
     roles = _ghosts(found, switches)
     base, tuned = footprint.count(roles.world.denoiser), footprint.count(roles.gen)
-    vae, text = (footprint.count(public.on_meta(found[name])) for name in ("vae", "text"))
+    counts = {name: footprint.count(public.on_meta(found[name])) for name in found if name != "denoiser"}
+    vae, text = counts.pop("vae"), sum(counts.values())
     towers = [footprint.TOWERS[name] for name in task.rewards if name in footprint.TOWERS]
     judges = sum(tower.parameters for tower in towers)
     adam = 2 * tuned * (2 if switches.eight_bit_adam else 8)
-    (length, width), stage = roles.cond_shape["tokens"], _activations(found, roles, task, switches)
+    stage, encoded = _activations(found, roles, task, switches), roles.prompt_values(task.prompt_tokens) * size + 32
     flat, share = OVERHEAD[kind]
     judged = judges * 4 if kind == "CPU" else 0  # rewards wait in main memory while prompts are encoded
     own = base if task.own_start else 0
@@ -158,7 +160,7 @@ def estimate(task: Task, switches: Switches, kind: str) -> list[Part]:
         *([Part("gradients in exchange", 2 * tuned * 4)] if switches.processes > 1 else []),
         Part("VAE", vae * size, vae * 4),
         Part("rewards", judges * 4, judges * 4),
-        Part(f"{task.prompts:,} prompts, encoded", (task.prompts + 1) * length * width * size),
+        Part(f"{task.prompts:,} prompts, encoded", disk=task.prompts * encoded),
         Part(f"activations and gradients ({stage[0]})", stage[1]),
         Part("libraries, workspaces", flat + share * stage[1]),
         Part("text encoder, before training", text * size + flat + judged, text * 4, before=True),
@@ -188,10 +190,8 @@ def _activations(found: dict, roles: footprint.Ghosts, task: Task, switches: Swi
     stages["Adam's step"] = 8 * footprint.count(roles.gen)  # gradients, and as much again while it divides
     if task.rewards:
         vae = json.dumps({"_class_name": "AutoencoderTiny"} if switches.tiny_vae else found["vae"])
-        latents, how = (
-            (batch, *roles.world.z_shape),
-            {"dtype": switches.dtype, "checkpointing": switches.checkpoint_vae},
-        )
+        latents = (batch, *roles.world.z_shape)
+        how = {"dtype": switches.dtype, "checkpointing": switches.checkpoint_vae}
         held, peak = footprint.picture_pass(vae, latents, **how)
         towers = [footprint.TOWERS[name] for name in task.rewards if name in footprint.TOWERS]
         judged = sum(tower.activations(batch, checkpointing=switches.checkpoint_reward) for tower in towers)
