@@ -170,14 +170,18 @@ def ghosts(
         if checkpointing:
             memory.recompute_denoiser(denoiser)
         gen, ta = (trainable_copy(denoiser).float() for _ in range(2))
-    masked = denoiser.is_transformer
-    width = network.config.caption_channels if masked else network.config.cross_attention_dim
-    length = TOKENS.get(type(network).__name__, 120)
+    return Ghosts(LatentDiffusion(denoiser, "eps"), gen, ta, cond_shape(denoiser))
+
+
+def cond_shape(denoiser: Denoiser) -> dict[str, tuple[int, ...]]:
+    """Shapes of one prompt's leaves."""
+    config, masked = denoiser.network.config, denoiser.is_transformer
+    length = TOKENS.get(type(denoiser.network).__name__, 120)
+    width = config.caption_channels if masked else config.cross_attention_dim
     shapes = {"tokens": (length, width)} | ({"mask": (length,)} if masked else {})
     if denoiser.is_sdxl:
-        config = network.config
         shapes["pooled"] = (config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim,)
-    return Ghosts(LatentDiffusion(denoiser, "eps"), gen, ta, shapes)
+    return shapes
 
 
 # ----------------------------------------------------------------------------------------------------- passes of a step

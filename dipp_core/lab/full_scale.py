@@ -116,7 +116,7 @@ def settings_of(run: FullScale, switches: preflight.Switches, world: LatentDiffu
 # -------------------------------------------------------------------------------------------------------- the whole run
 
 
-def _roles(world: LatentDiffusion, start: LatentDiffusion, t_star: int, switches: preflight.Switches) -> tuple:
+def new_roles(world: LatentDiffusion, start: LatentDiffusion, t_star: int, switches: preflight.Switches) -> tuple:
     """Generator and assistant, as adapters or as networks of their own in float32; both recompute where it is said."""
     denoisers = {id(one.denoiser): one.denoiser for one in (world, start)}  # one, where the start is the reference
     if switches.roles == "full":
@@ -194,7 +194,7 @@ def load(
     world = latent_files.load(reference, parts=("denoiser", "vae"), **how)
     start = _start(run, world, own, **how)
     settings = settings_of(run, switches, world)
-    gen, ta = _roles(world, start, run.t_star, switches)
+    gen, ta = new_roles(world, start, run.t_star, switches)
     gen = gen if own == reference else starts.asked_as_published(gen, run.start, own, say)
     if switches.checkpoint_vae:
         for vae in filter(None, (world.vae, decoder)):

@@ -38,8 +38,8 @@ class Switches:
     """What decides how much memory a run takes.
 
     roles: "lora", adapters on one base, or "full", networks of their own that learn in float32. dtype: of all that is
-    frozen. batch: of one process. checkpoint_*: gradient checkpointing. tiny_vae: the reward sees pictures through a
-    tiny decoder. eight_bit_adam: needs bitsandbytes and a GPU.
+    frozen. batch: of one process. micro: rows of it computed at a time, 0 is all; it costs a forward pass more.
+    checkpoint_*: gradient checkpointing. tiny_vae: the reward's decoder. eight_bit_adam: needs bitsandbytes and a GPU.
     """
 
     roles: str = "lora"
@@ -47,6 +47,7 @@ class Switches:
     targets: tuple[str, ...] = ("attention",)
     dtype: str = "bfloat16"
     batch: int = 4
+    micro: int = 0
     checkpoint_denoiser: bool = True
     checkpoint_vae: bool = True
     checkpoint_reward: bool = True
@@ -83,10 +84,10 @@ CURES = (
     {"checkpoint_denoiser": True},
     {"checkpoint_vae": True},
     {"checkpoint_reward": True},
+    {"micro": 1},
     {"eight_bit_adam": True},
     {"dtype": "bfloat16"},
     {"roles": "lora"},
-    {"batch": 1},
     {"tiny_vae": True},
 )
 
@@ -181,8 +182,9 @@ def _ghosts(found: dict[str, dict], switches: Switches) -> footprint.Ghosts:
 
 def _activations(found: dict, roles: footprint.Ghosts, task: Task, switches: Switches) -> tuple[str, float]:
     """The stage of a step that takes most beside the weights, and what it takes."""
-    batch = switches.batch
+    whole, batch = switches.batch, min(switches.micro or switches.batch, switches.batch)
     kept, most = footprint.learning_pass(roles, batch)
+    kept = kept if batch == whole else 0  # in chunks, what is between the passes is latents alone
     divergence = footprint.divergence_pass(roles, batch, star=task.star, guided=task.guided)
     stages = {"learning": most, "divergence": kept + divergence}
     stages["Adam's step"] = 8 * footprint.count(roles.gen)  # gradients, and as much again while it divides
@@ -233,7 +235,7 @@ def check(task: Task, switches: Switches, machine: Machine, say: Callable[[str],
 
 def cure(task: Task, switches: Switches, machine: Machine) -> str:
     """The first switch that makes a run fit, else the first few together, in words."""
-    left = [one for one in CURES if replace(switches, **one) != switches]
+    left = [one for one in CURES if replace(switches, **one) != switches and one != {"micro": switches.batch}]
     if machine.kind == "CPU" or importlib.util.find_spec("bitsandbytes") is None:
         left = [one for one in left if "eight_bit_adam" not in one]
     together = [{key: value for one in left[: n + 1] for key, value in one.items()} for n in range(1, len(left))]
