@@ -57,7 +57,7 @@ def test_the_card_says_what_it_is(rehearsed):
 
 
 def test_figures_show_parts_curves_and_what_is_no_result(rehearsed):
-    described, training, _ = rehearsed
+    _, training, _ = rehearsed
     parts = [preflight.Part("reference, frozen", 2.0**30), preflight.Part("activations and gradients (x)", 2.0**31)]
     bars = full_figures.memory({"gpu24": parts, "gpu80": parts[:1]}).axes[0].patches
     assert sorted({round(bar.get_width(), 6) for bar in bars}) == [0, 1, 2]
