@@ -8,7 +8,6 @@ import csv
 import hashlib
 import io
 import pathlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from dipp_core.lab.prompt_lists import Prompt
 from dipp_core.lab.report import write_atomically
 from dipp_core.rewards import base
 from dipp_core.rewards.base import Judge
-from dipp_core.rewards.files import RewardError
+from dipp_core.rewards.files import RewardError, quiet_packages
 
 DIVERSITY = "diversity"  # asked of the CLIP of clipscore
 MEASURES = (*base.NAMES, DIVERSITY)
@@ -116,8 +115,7 @@ def score(
     if not todo:
         return 0
     asked = "clipscore" if name == DIVERSITY else name
-    with warnings.catch_warnings():  # of the packages of judges, on their own insides
-        warnings.simplefilter("ignore")
+    with quiet_packages():
         judge = load(asked, source, device=device)
     about = {"judge": asked, "version": judge.about.version, "files": _digest_of_source(source)}
     picture_sets.agree(folder / "scores" / name / picture_sets.RECORD, about)
@@ -150,8 +148,7 @@ def scores_of(folder: pathlib.Path, name: str, prompts: Sequence[Prompt], seeds:
 
 def token_counts(texts: Sequence[str]) -> list[int]:
     """How many of CLIP's tokens each prompt has, begin and end included; CLIP and its children read the first 77."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_packages():
         from hpsv2.src.open_clip import tokenizer
     words = tokenizer.SimpleTokenizer()
     return [len(words.encode(text)) + 2 for text in texts]
