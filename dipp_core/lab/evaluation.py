@@ -198,13 +198,17 @@ def score_all(
 ) -> dict[str, str]:
     """Score by every judge whose files are there, one after another; measure -> why it was not run.
 
-    judges: name -> folder or hub id; diversity is asked of that of clipscore.
+    judges: name -> folder or hub id; diversity is asked of that of clipscore. A judge that is not given is not run.
     """
     not_run = {}
-    for name in (*judges, *([DIVERSITY] if "clipscore" in judges and len(seeds) > 1 else [])):
-        source = judge_source(judges["clipscore" if name == DIVERSITY else name])
+    for name in MEASURES:
+        asked = "clipscore" if name == DIVERSITY else name
+        if asked not in judges:
+            not_run[name] = f"{asked} is not among the judges"
+            continue
         try:
-            say(f"{name}: {score(folder, name, source, prompts, seeds, **options)} pictures scored")
+            count = score(folder, name, judge_source(judges[asked]), prompts, seeds, **options)
+            say(f"{name}: {count} pictures scored")
         except RewardError as error:
             not_run[name] = str(error)
     return not_run
