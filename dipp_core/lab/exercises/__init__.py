@@ -34,7 +34,7 @@ EXERCISES: dict[int, Exercise] = {
     3: Exercise("the gradient of the divergence", "02", ("gradient",), checks_derive.kl_gradient),
     4: Exercise("the surrogate", "02", ("surrogate",), checks_break.surrogate),
     5: Exercise("why its value means nothing", "02", ("mean_value", "blind_spot"), checks_derive.surrogate_value),
-    6: Exercise("which gradient was stopped?", "05", ("found",), checks_break.suspects),
+    6: Exercise("the gradient that was stopped", "05", ("found",), checks_break.suspects),
     7: Exercise("guidance as a reward", "04", ("reward_of_guidance", "strengths"), checks_break.guidance_reward),
     8: Exercise("where DI++ lands", "06", ("shifts",), checks_optima.landing),
     9: Exercise("the collapse", "06", ("threshold",), checks_optima.collapse),
@@ -44,7 +44,7 @@ EXERCISES: dict[int, Exercise] = {
     13: Exercise("one step, at the right time", "01", ("one_step",), checks_build.one_step),
     14: Exercise("the assistant's step", "03", ("teach",), checks_steps.teach),
     15: Exercise("a backward pass in stages", "03", ("staged",), checks_steps.staged),
-    16: Exercise("how many assistant steps?", "14", ("round_matrix", "calm_steps"), checks_train.chase),
+    16: Exercise("the number of assistant steps", "14", ("round_matrix", "calm_steps"), checks_train.chase),
     17: Exercise("momentum in the assistant", "13", ("momentum_matrix", "critical_beta1"), checks_train.momentum),
     18: Exercise("tune against reward hacking", "13", ("rule",), checks_train.tune),
 }

@@ -36,7 +36,7 @@ class Verdict:
 
     def __repr__(self) -> str:
         text = f"Exercise {self.number}, {self.title}: {self.state}. {self.message}"
-        return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
+        return textwrap.fill(text, 92, break_long_words=False, break_on_hyphens=False)
 
 
 def judge(number: int, title: str, checker: Callable[..., str], names: Sequence[str], answers: tuple) -> Verdict:

@@ -1,5 +1,7 @@
 """Hints, two an exercise: the first says where to look, the second says how to begin."""
 
+import textwrap
+
 HINTS: dict[int, tuple[str, str]] = {
     1: (
         "Solve x_t = alpha x0 + sigma eps for x0. The score of N(alpha x0, sigma^2) at x_t is minus a "
@@ -96,4 +98,4 @@ def hint(number: int, level: int = 1) -> None:
     if number not in HINTS or level not in (1, 2):
         print(f"There are hints to exercises 1 to {max(HINTS)}, two each: hint(3), hint(3, 2).")
         return
-    print(HINTS[number][level - 1])
+    print(textwrap.fill(HINTS[number][level - 1], 92))
