@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from dipp_core.lab.config import Section
-from dipp_core.lab.section_types import Count, Positive, Seed
+from dipp_core.lab.section_types import Positive, Seed
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
 

@@ -46,6 +46,9 @@ SURROGATE_MISTAKES = {
         lambda xt, ta, ref, w: w * ((ta - ref) * xt).sum(-1)
     ),
     "w(t) is missing.": lambda xt, ta, ref, w: ((ta - ref).detach() * xt).sum(-1),
+    "The sum runs over the whole batch; sum over the last axis alone.": (
+        lambda xt, ta, ref, w: w * ((ta - ref).detach() * xt).sum()
+    ),
     "That is the gradient of a squared gap of scores, another divergence. The IKL multiplies the gap by xt.": (
         lambda xt, ta, ref, w: w * (ta - ref).square().sum(-1) / 2
     ),

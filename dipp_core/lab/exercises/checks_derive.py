@@ -39,7 +39,7 @@ V_MISTAKES = {
     "v: xt stands where x0 should.": lambda e, x, a, s: a * e - s * x,
 }
 SCORE_MISTAKES = {
-    "score: the division by sigma(t) is missing; see section 1 of notebook 01.": lambda e, x, a, s: -e,
+    "score: the division by sigma(t) is missing; see section 4 of notebook 01.": lambda e, x, a, s: -e,
     "score: one division by sigma(t) too many; xt - alpha x0 is sigma eps already.": lambda e, x, a, s: -e / s**2,
     "score: the sign. The score points to where the density rises, against the noise.": lambda e, x, a, s: e / s,
 }

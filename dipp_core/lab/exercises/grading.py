@@ -95,7 +95,7 @@ def tensor(value: Any, shape: Sequence[int], name: str) -> Tensor:
     shape = tuple(shape)
     try:
         if isinstance(value, tuple | list):
-            value = torch.stack([torch.as_tensor(part).detach().double().flatten() for part in value])
+            value = torch.stack([torch.as_tensor(part).detach().double() for part in value])
         found = torch.as_tensor(value).detach().double().cpu()
     except Exception:
         raise Wrong(f"{name} is a {type(value).__name__}, where numbers of the shape {shape} are wanted.") from None
