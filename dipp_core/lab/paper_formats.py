@@ -3,6 +3,7 @@
 A table is a list of blocks, (heading, frame): a block has its own columns, so that what must not be mixed is not.
 """
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -65,10 +66,10 @@ def markdown(title: str, note: str, blocks: Sequence[Block], raw: Sequence[str] 
 
 
 def _columns(frame: pd.DataFrame) -> str:
-    """The column specification of a tabular: paragraphs share three quarters of the width of the text."""
+    """The column specification of a tabular: paragraphs share seven tenths of the width of the text."""
     longest = [max([len(str(name)), *frame[name].astype(str).str.len()]) for name in frame.columns]
-    total = sum(length for length in longest if length > WIDE)
-    return "".join(f"p{{{0.75 * n / total:.2f}\\textwidth}}" if n > WIDE else "l" for n in longest)
+    total = sum(math.sqrt(length) for length in longest if length > WIDE)
+    return "".join(f"p{{{0.7 * math.sqrt(n) / total:.2f}\\textwidth}}" if n > WIDE else "l" for n in longest)
 
 
 def latex(title: str, note: str, blocks: Sequence[Block]) -> str:

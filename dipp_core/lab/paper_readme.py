@@ -75,7 +75,8 @@ def results(book: Book, bounds: Bounds) -> str:
     return "\n\n".join(
         [
             paper_formats.markdown_rows(claims, paper_tables.RAW),
-            f"Means over seeds ± half the width of the 95% interval, on captions that nobody trained on; from [{metrics}]({metrics}).",
+            f"Means over seeds ± half the width of the 95% interval, on captions that alignment did not see, from\n"
+            f"[{metrics}]({metrics}):",
             methods(book),
             "*Reported by the papers*, on other prompts, other judges and other scales, for PixArt-alpha:",
             headlines(book),

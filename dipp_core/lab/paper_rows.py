@@ -27,6 +27,39 @@ GAINS = {
     "reward_only over diff_instruct": "reward alone less Diff-Instruct continued",
 }
 CAPTIONS = {"test": "test captions", "held out": "held out", "reordered": "reordered", "unknown words": "unknown words"}
+# what was found here beyond the claims: text, (label, source) of its numbers, notebooks
+PLANE = "11_alignment_2d:"
+BEYOND = (
+    (
+        "The optimum of the integral KL with a reward is not the tilted law of RLHF",
+        (
+            (
+                "distance to its own optimum, w ~ sigma^2, beta 2",
+                f"{PLANE}dipp_sw2_to_exact_optimum.sigma2.beta_2.mean",
+            ),
+            ("distance to the tilted law, w ~ sigma^2, beta 2", f"{PLANE}sw2_to_tilted.sigma2.beta_2.mean"),
+        ),
+        ("06_where_is_the_optimum", "11_alignment_2d"),
+    ),
+    (
+        "Aimed at the diffused tilted law, training does reach it",
+        (("largest mean distance to the tilted law", f"{PLANE}exact_tilt_sw2_to_tilted.worst_mean"),),
+        ("11_alignment_2d",),
+    ),
+    (
+        "Guidance in distillation is sharper than the sharpened law of sampling",
+        (
+            ("distance to its own optimum", f"{PLANE}cfg_sw2_to_cfg_optimum.mean"),
+            ("distance to the sharpened law", f"{PLANE}cfg_sw2_to_sharpened.mean"),
+        ),
+        ("04_guidance_is_a_reward", "11_alignment_2d"),
+    ),
+    (
+        "Below a critical beta, DI* with pseudo-Huber has no optimum",
+        (("beta predicted", f"{PLANE}distar_threshold.predicted"), ("beta seen", f"{PLANE}distar_threshold.observed")),
+        ("06_where_is_the_optimum", "11_alignment_2d"),
+    ),
+)
 FULL_NAMES = {"hpsv2": "hpsv2_0", "hpsv2.0": "hpsv2_0", "hpsv2.1": "hpsv2_1"} | {
     name: name for name in ("image_reward", "aesthetic", "pickscore", "clipscore", "hpsv2_0", "hpsv2_1", "fid")
 }

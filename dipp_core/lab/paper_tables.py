@@ -16,7 +16,16 @@ import pandas as pd
 
 from dipp_core.lab import config, paper_claims, paper_formats, paper_numbers, paper_rule
 from dipp_core.lab.paper_numbers import Book, in_words
-from dipp_core.lab.paper_rows import Row, by_captions, full_or_not, full_scale_rows, gains, reported_rows, standings
+from dipp_core.lab.paper_rows import (
+    BEYOND,
+    Row,
+    by_captions,
+    full_or_not,
+    full_scale_rows,
+    gains,
+    reported_rows,
+    standings,
+)
 from dipp_core.lab.report import Report, write_atomically
 
 NOT_RUN, NOTHING = paper_rule.MISSING, "\N{EN DASH}"
@@ -168,7 +177,7 @@ def figures(*, base: str | None) -> pd.DataFrame:
     for row in frame.to_dict("records"):
         stage, name = row["stage"], f"reports/figures/{row['stage']}/{row['figure']}.png"
         there = base is not None and (root / "notebooks" / f"{stage}.ipynb").is_file()
-        drawn = base is not None and row["figure"] and (root / name).is_file()
+        drawn = there and row["figure"]
         rows.append(
             {"paper": row["paper"], "there": row["what"], "how far it is known": row["known"], "here": row["here"]}
             | {"notebooks": linked([stage], base) if there else stage[:2] or NOTHING}
@@ -187,6 +196,7 @@ def publish(report: Report, book: Book, bounds: paper_rule.Bounds) -> list[Table
         report.table(long(table), table.name)
         _texts(report, table.name, (table.title, table.note), blocks(table), blocks(table))
     report.table(evidence(book, bounds), "evidence")
+    report.table(beyond(book).drop(columns=["notebooks", "found"]), "beyond")
     report.table(claims(book, bounds, base=None), "claims")
     report.table(figures(base=None), "figures")
     note = "Every number with its interval and its source is in evidence.csv."
@@ -196,6 +206,18 @@ def publish(report: Report, book: Book, bounds: paper_rule.Bounds) -> list[Table
     title = ("Figures and tables of the papers, and what is drawn here instead", "")
     _texts(report, "figures", title, [("", figures(base=base))], [("", figures(base=None))])
     return found
+
+
+def beyond(book: Book) -> pd.DataFrame:
+    """What was found here and is no claim of the papers, one number a row."""
+    rows = []
+    for text, numbers, stages in BEYOND:
+        for label, source in numbers:
+            found = paper_numbers.number(book, source)
+            words = NOT_RUN if found is None else in_words(found)
+            where = {"notebooks": linked(stages, "../"), "found": words}
+            rows.append({"what": text, "number": label} | where | _row(found, source))
+    return pd.DataFrame(rows)
 
 
 def _texts(report: Report, name: str, head: tuple[str, str], linking: list, plain: list) -> None:
