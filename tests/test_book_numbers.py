@@ -96,7 +96,9 @@ def test_what_names_a_reported_row_is_as_it_was_reported(checkout, folder):
             continue
         for row in frame.to_dict("records"):
             if row["source"] in known:
-                assert all(row[name] in ("", known[row["source"]][name]) for name in ("steps", "alpha_rew", "alpha_cfg"))
+                assert all(
+                    row[name] in ("", known[row["source"]][name]) for name in ("steps", "alpha_rew", "alpha_cfg")
+                )
                 assert row["model"] == known[row["source"]]["model"]
                 assert row["kind"].startswith("reported")
             else:
@@ -149,7 +151,9 @@ def test_every_number_of_the_readme_s_results_has_a_source(checkout, book):
     for place in paper_readme.HEADLINES:
         for row in paper_tables.reported_rows(book, *place):
             known |= {paper_numbers.in_words(cell) for cell in row.cells.values()}
-    cells = [cell.strip() for line in block("results").splitlines() if line.startswith("| ") for cell in line.split("|")]
+    cells = [
+        cell.strip() for line in block("results").splitlines() if line.startswith("| ") for cell in line.split("|")
+    ]
     told = set()
     for cell in cells:
         measured = re.findall(r": ([^:;]+) \(\d+ of \d+\)", cell)  # of a claim: what was asked, then the values
