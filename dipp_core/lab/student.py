@@ -104,13 +104,23 @@ def _parts(student: Student, roles: tuple[str, ...], pace: Pace, seed: int, adam
     return parts
 
 
-def _arguments(student: Student, world: LatentDiffusion, parts: dict, group: Group, prompts: Prompts) -> dict:
-    """What `align` is given in every step."""
+def _arguments(student: Student, world: LatentDiffusion, parts: dict, group: Group, settings: Settings) -> dict:
+    """What `align` is given in every step, beside prompts and reward."""
     ta = world.score(group.joined(student.ta)) if "ta" in parts else None
-    given = {"gen": group.joined(student.gen), "ref": world.score(), "ta": ta, "backward": group.backward}
+    given = {"gen": group.joined(student.gen), "ref": world.score(), "ta": ta, "schedule": world.schedule}
     given |= {f"{role}_optimizer": parts.get(f"{role}_adam") for role in ("gen", "ta")}
-    given |= {"schedule": world.schedule, "generator": parts["draws"]}
-    return given | {"draw_cond": prompts.draw, "null_cond": prompts.null_cond}
+    given |= {"settings": replace(settings, share=group.share), "backward": group.backward}
+    return given | {"generator": parts["draws"]}
+
+
+def _averaged(evaluate: Callable[[int, Student], dict], student: Student, ema: EMA) -> Callable[[int], dict]:
+    """An evaluation of the averaged generator."""
+
+    def of_average(step: int) -> dict:
+        with ema.averaged():
+            return evaluate(step, student)
+
+    return of_average
 
 
 def teach(
@@ -132,19 +142,13 @@ def teach(
 ) -> Student:
     """Let a student learn, in place, and return it with the averaged generator; resumed if the folder has begun it.
 
-    reward(x0, cond): on latents, as `LatentDiffusion.reward` makes it. plan: fields of `train.Plan`. evaluate(step,
-    student): see `train.run`; it gets the averaged generator. facts: JSON that tells this run from others, beside
-    settings, pace and seed; a folder of another run is refused.
+    reward(x0, cond): see `LatentDiffusion.reward`. plan: fields of `train.Plan`. evaluate(step, student): see
+    `train.run`, with the averaged generator. facts: JSON that tells this run from others, beside the rest.
     """
     roles = ("gen", "ta") if settings.ta_steps else ("gen",)
     parts = _parts(student, roles, pace, seed, adam)
-    given = _arguments(student, world, parts, group, prompts) | {"reward": reward}
-    given["settings"] = replace(settings, share=group.share)
-
-    def averaged(step: int) -> dict:
-        with parts["ema"].averaged():
-            return evaluate(step, student)
-
+    given = _arguments(student, world, parts, group, settings)
+    given |= {"reward": reward, "draw_cond": prompts.draw, "null_cond": prompts.null_cond}
     train.run(
         folder,
         lambda start: align(**given, steps=pace.steps, start_step=start),
@@ -152,7 +156,7 @@ def teach(
         train.Plan(steps=pace.steps, **(plan or {})),
         {"pace": asdict(pace), "seed": seed, "settings": described(settings)} | (facts or {}),
         after_step=[*(parts[f"{role}_rate"].step for role in roles), parts["ema"].update],
-        evaluate=evaluate and averaged,
+        evaluate=evaluate and _averaged(evaluate, student, parts["ema"]),
         writes=group.share[0] == 0,
         say=say,
     )
