@@ -24,7 +24,8 @@ from dipp_core.lab import config, full_scale, preflight
 from dipp_core.lab.full_schema import FullScale, Sources, Stage, TwoStages
 from dipp_core.lab.parts import CheckpointError
 from dipp_core.lab.pictures import picture_grid
-from dipp_core.lab.student import ALONE, Group, Pace, Student, teach
+from dipp_core.lab.processes import ALONE, Group, ProcessError, find_group
+from dipp_core.lab.student import Pace, Student, teach
 from dipp_core.lab.train import Stopped, TrainError
 from dipp_core.method.algorithm import Settings
 from dipp_core.rewards.files import RewardError
@@ -43,6 +44,7 @@ KNOWN = (
     RewardError,
     CheckpointError,
     TrainError,
+    ProcessError,
     Stopped,
 )
 
@@ -75,6 +77,10 @@ def begin(
         raise full_scale.FullScaleError(
             f"{what}: set switches.processes = {here}, and switches.batch so that the whole batch is what it should be"
         )
+    prompts = len(full_scale.read_prompts(run.prompts))
+    for name in [name for name in STAGES if getattr(run, name).steps]:  # one may take more than the other
+        task = full_scale.task_of(described(run, name), prompts)
+        preflight.check(task, switches, preflight.here(folder), say=lambda line: None)
     loaded = full_scale.load(described(run, "align"), folder=folder, say=say)
     return Training(run, pathlib.Path(folder), loaded, Student(loaded.gen, loaded.ta), group, say)
 
@@ -113,7 +119,7 @@ def watch(training: Training) -> Callable[[int, Student], dict]:
     @torch.no_grad()
     def evaluate(_done: int, student: Student) -> dict:
         images, found, texts = [], [], []
-        for part in torch.arange(len(index)).split(loaded.switches.batch):
+        for part in torch.arange(len(index)).split(loaded.switches.micro or loaded.switches.batch):
             cond = loaded.prompts.rows(index[part])
             x0 = student.gen(z[part].to(device), cond)
             texts += [text if len(text) < 24 else f"{text[:21]}..." for text in loaded.prompts.texts_of(cond)]
@@ -143,6 +149,7 @@ def learn(training: Training, name: str, *, progress: bool | None = None) -> Stu
         plan=plan,
         evaluate=watch(training),
         group=training.group,
+        micro=loaded.switches.micro,
         adam=loaded.adam,
         facts=facts_of(training, name),
         say=training.say,
@@ -198,11 +205,14 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         run = section_of(given.stage, given.set)
-        folder = train(run, given.folder or config.root() / ".work" / "full" / given.stage)
+        group = find_group(full_scale.device_of(described(run, "align")))
+        say = print if group.share[0] == 0 else lambda line: None
+        folder = train(run, given.folder or config.root() / ".work" / "full" / given.stage, group=group, say=say)
     except KNOWN as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{folder}: the pipeline")
+    say(f"{folder}: the pipeline")
+    group.close()
     return 0
 
 

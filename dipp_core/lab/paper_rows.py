@@ -138,14 +138,15 @@ def by_captions(book: Book) -> list[Row]:
 
 
 def full_scale_rows(book: Book) -> list[Row]:
-    """What notebooks 30, 31 and 40 measured, if they were run at scale `full` and do not say `"ran": false`.
+    """What notebooks 30, 31 and 40 measured, if they were run at scale `full`, and with true weights.
 
-    Any mapping in their metrics that holds known rewards by name is a model, called by the path to it.
+    Any mapping in their metrics that holds known rewards by name is a model, called by the path to it. Metrics that say
+    `"run": "not run here"`, or `"random_weights": 1`, hold no result.
     """
     rows = []
     for stage in paper_numbers.FULL:
         content, scale = book.metrics.get(stage, {}), book.scales.get(stage, "unknown")
-        if scale != "full" or content.get("ran") in (False, 0):
+        if scale != "full" or content.get("run") == "not run here" or content.get("random_weights"):
             continue
         for path, inner in paper_numbers.leaves(content):
             found = {key: paper_numbers.as_number(inner[key], "") for key in inner if key in FULL_NAMES}

@@ -253,7 +253,7 @@ def test_the_two_scales_of_hpsv2_share_no_table(book):
 
 
 def test_full_scale_rows_appear_when_they_were_run_and_not_before(book):
-    content = {"ran": True, "models": {"ours": {"image_reward": [0.5, 0.4, 0.6], "hpsv2.1": 28.0, "other": 1}}}
+    content = {"run": "true", "random_weights": 0, "models": {"ours": {"image_reward": [0.5, 0.4, 0.6], "hpsv2.1": 28.0, "other": 1}}}
     at = {"metrics": {**book.metrics, "40_evaluation": content}}
     assert not paper_rows.full_scale_rows(dataclasses.replace(book, **at))
     smoke = dataclasses.replace(book, **at, scales={**book.scales, "40_evaluation": "smoke"})
@@ -267,8 +267,9 @@ def test_full_scale_rows_appear_when_they_were_run_and_not_before(book):
     assert tables["distar_hpsv2_1"].rows[-1].cells["hpsv2_1"].value == 28.0
     assert tables["hpsv2_0_leaderboard"].rows[-1].cells["hpsv2_0"] is None
     assert "40_evaluation" in full.metrics
-    skipped = dataclasses.replace(full, metrics={**full.metrics, "40_evaluation": content | {"ran": False}})
-    assert not paper_rows.full_scale_rows(skipped)
+    for no_result in ({"run": "not run here"}, {"random_weights": 1}):
+        skipped = dataclasses.replace(full, metrics={**full.metrics, "40_evaluation": content | no_result})
+        assert not paper_rows.full_scale_rows(skipped)
 
 
 def test_everything_is_published_in_three_forms(book, tmp_path):
