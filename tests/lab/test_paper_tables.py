@@ -253,7 +253,11 @@ def test_the_two_scales_of_hpsv2_share_no_table(book):
 
 
 def test_full_scale_rows_appear_when_they_were_run_and_not_before(book):
-    content = {"run": "true", "random_weights": 0, "models": {"ours": {"image_reward": [0.5, 0.4, 0.6], "hpsv2.1": 28.0, "other": 1}}}
+    content = {
+        "run": "true",
+        "random_weights": 0,
+        "models": {"ours": {"image_reward": [0.5, 0.4, 0.6], "hpsv2.1": 28.0, "other": 1}},
+    }
     at = {"metrics": {**book.metrics, "40_evaluation": content}}
     assert not paper_rows.full_scale_rows(dataclasses.replace(book, **at))
     smoke = dataclasses.replace(book, **at, scales={**book.scales, "40_evaluation": "smoke"})
