@@ -132,10 +132,12 @@ def index(modules: list[Module]) -> dict[str, str]:
 def prose(doc: str, links: Mapping[str, str] | None = None) -> str:
     """A docstring as HTML: paragraphs; what is indented stays as it is; `names` in backticks lead to their place."""
 
-    def code(match: re.Match) -> str:
-        target = (links or {}).get(html.unescape(match.group(1)).removesuffix("(...)").removesuffix("(..)"))
-        text = f"<code>{match.group(1)}</code>"
-        return f'<a href="{target}">{text}</a>' if target else text
+    def marked(match: re.Match) -> str:
+        code, stressed = match.groups()
+        if stressed:
+            return f"<em>{stressed}</em>"
+        target = (links or {}).get(html.unescape(code).removesuffix("(...)").removesuffix("(..)"))
+        return f'<a href="{target}"><code>{code}</code></a>' if target else f"<code>{code}</code>"
 
     blocks = []
     for block in re.split(r"\n\s*\n", doc.strip("\n")):
@@ -143,13 +145,13 @@ def prose(doc: str, links: Mapping[str, str] | None = None) -> str:
             text = html.escape("\n".join(lines), quote=False)
             if indented:
                 blocks.append(f"<pre class=code>{textwrap.dedent(text)}</pre>")
-            elif lines[0].startswith("- "):
-                items = re.split(r"(?m)^- ", text)[1:]
-                blocks.append(
-                    "<ul>" + "".join(f"<li>{re.sub(r'`([^`]+)`', code, item)}</li>" for item in items) + "</ul>"
-                )
+                continue
+            text = re.sub(r"`([^`]+)`|(?<![\w*(])\*(\w+)\*(?![\w*])", marked, text)
+            if text.startswith("- "):
+                items = "".join(f"<li>{item.strip()}</li>" for item in re.split(r"(?m)^- ", text)[1:])
+                blocks.append(f"<ul>{items}</ul>")
             else:
-                blocks.append(f"<p>{re.sub(r'`([^`]+)`', code, text)}</p>")
+                blocks.append(f"<p>{text}</p>")
     return "\n".join(blocks)
 
 

@@ -127,10 +127,12 @@ def boxed(body: str) -> str:
     def formula(match: re.Match) -> str:
         if 'display="block"' in match.group(1):
             return f'<span class="equation">{match.group()}</span>'
-        long = len(re.findall("<m[ion][ >]", match.group())) > LONG
-        return f'<span class="m">{match.group()}</span>' if long else match.group()
+        if len(re.findall("<m[ion][ >]", match.group())) > LONG:
+            return f'<span class="m">{match.group()}</span>'
+        return f'<span class="kept">{match.group()}</span>' if match.group(2) else match.group()
 
-    return re.sub(r"<math\b([^>]*)>.*?</math>", formula, body, flags=re.DOTALL)
+    # a sign that follows a formula stays on its line
+    return re.sub(r"<math\b([^>]*)>.*?</math>([,.;:)]*)", formula, body, flags=re.DOTALL)
 
 
 def decorated(chapter: Chapter, folder: pathlib.Path, code: Mapping[str, str]) -> str:

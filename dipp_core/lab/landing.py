@@ -7,6 +7,7 @@ import csv
 import html
 import json
 import pathlib
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ CHECKED = (
 )
 MINIATURE = "24_miniature_results"
 METHODS = ("one-step start", "control", "DI++", "control (SIM)", "DI*", "reward only")
+ALIGNED = {name: f"<strong>{name}</strong>" for name in ("DI++", "DI*")}
 COLUMNS = {"gold": "gold score", "reward": "learned reward", "accuracy": "caption accuracy", "diversity": "diversity"}
 
 
@@ -64,10 +66,12 @@ def card(chapter: Chapter) -> Card:
     return Card(f"site/{chapter.stem}.html", chapter.label, chapter.about, chapter.part, chapter.figure)
 
 
-def hero(chapters: Collection[Chapter]) -> Picture | None:
+def hero(reports: pathlib.Path, chapters: Collection[Chapter]) -> Picture | None:
     """The figure at the top: the leash, or the first there is."""
-    figures = [chapter.figure for chapter in chapters if chapter.figure]
-    return next((figure for figure in figures if figure.source == HERO), figures[0] if figures else None)
+    for chapter in chapters:
+        if found := re.search(rf'<img src="\.\./{re.escape(HERO)}" alt="([^"]*)">', chapter.body):
+            return Picture(HERO, html.unescape(found.group(1)), picture_size(reports / HERO))
+    return next((chapter.figure for chapter in chapters if chapter.figure), None)
 
 
 def number(text: str | float) -> str:
@@ -108,7 +112,7 @@ def miniature(reports: pathlib.Path, stems: Collection[str]) -> Result | None:
         found = [row for row in csv.DictReader(file) if row["method"] in METHODS]
     rows = tuple(
         (
-            f"{html.escape(row['architecture'])}, {html.escape(row['method'])}",
+            html.escape(f"{row['architecture']}, ") + ALIGNED.get(row["method"], html.escape(row["method"])),
             *(with_interval(row, name) for name in COLUMNS),
         )
         for row in found

@@ -74,8 +74,8 @@ def api_pages(modules: list[api.Module], chapters: list[Chapter]) -> dict[str, s
     shown = api.shown_in({chapter.stem: chapter.body for chapter in chapters})
     rooms = [(room, list(group)) for room, group in itertools.groupby(modules, key=lambda module: module.room)]
     links = {room: [Link(module.page, module.name or "dipp_core") for module in group] for room, group in rooms}
-    menu = [("All files", [Link("index.html", "Overview")])]
-    menu += [(room or "dipp_core", links[room]) for room, _ in rooms]
+    links[""] = [Link("index.html", "Overview"), *links.get("", [])]
+    menu = [(room or "dipp_core", links[room]) for room in api.ROOMS if room in links]
     common = {"base": "../", "menu": menu, "prose": prose, "coloured": api.coloured}
     said = [(room, api.ROOMS.get(room, ""), group) for room, group in rooms]
     made = {
@@ -110,7 +110,7 @@ def landing_page(chapters: list[Chapter], reports: pathlib.Path) -> str:
         about="An open implementation of Diff-Instruct++ and Diff-Instruct*, written as a book that runs.",
         chapters=cards,
         parts=[(part, list(group)) for part, group in parts],
-        hero=landing.hero(chapters),
+        hero=landing.hero(reports, chapters),
         smoke=any("class=warning" in chapter.body for chapter in chapters),
         results=landing.results(reports, {chapter.stem for chapter in chapters}),
     )

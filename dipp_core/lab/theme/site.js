@@ -5,8 +5,8 @@
   function read(key) { try { return localStorage.getItem(key) || ""; } catch (error) { return ""; } }
   function keep(key, value) { try { localStorage.setItem(key, value); } catch (error) { /* not remembered, no harm */ } }
   var settings = [
-    { key: "theme", values: ["", "light", "dark"], names: ["Theme: system", "Theme: light", "Theme: dark"] },
-    { key: "code", values: ["", "hidden"], names: ["Code: shown", "Code: hidden"], only: "chapter" }
+    { key: "theme", values: ["", "light", "dark"], names: ["theme: system", "theme: light", "theme: dark"], sign: "\u25d0" },
+    { key: "code", values: ["", "hidden"], names: ["code: shown", "code: hidden"], sign: "{ }", only: "chapter" }
   ];
   settings.forEach(function (setting) { root.dataset[setting.key] = read(setting.key); });
 
@@ -14,7 +14,12 @@
     var element = document.createElement("button");
     element.type = "button";
     element.className = "setting";
-    function show() { element.textContent = setting.names[Math.max(0, setting.values.indexOf(root.dataset[setting.key]))]; }
+    function show() {
+      var name = setting.names[Math.max(0, setting.values.indexOf(root.dataset[setting.key]))];
+      element.textContent = setting.sign + " " + name.split(": ")[1];
+      element.setAttribute("aria-label", name);
+      element.title = name;
+    }
     element.addEventListener("click", function () {
       var next = (setting.values.indexOf(root.dataset[setting.key]) + 1) % setting.values.length;
       root.dataset[setting.key] = setting.values[next];
