@@ -77,12 +77,31 @@ def text_item(text: str) -> Item:
     return Item(f"<p>{text}</p>", LINE * (length(text) // SIGNS + 1) + 18)
 
 
+def width(tag: Tag) -> float:
+    """How wide a piece of MathML is, in ems, roughly."""
+    parts = [width(child) for child in tag.children if isinstance(child, Tag) and child.name != "annotation"]
+    if tag.name in ("mi", "mn", "mo", "mtext", "ms"):
+        text = tag.get_text()
+        return len(text) * (0.5 if text.isalnum() else 0.42) + 0.6 * (
+            text in "=+-\u2212<>\u2264\u2265\u2248\u2192\u221d"
+        )
+    if tag.name == "mspace":
+        return float((re.match(r"[\d.]+(?=em)", tag.get("width", "")) or ["0"])[0])
+    if tag.name in ("mfrac", "munder", "mover", "munderover", "mtable"):
+        return max(parts, default=0) + 0.2
+    if tag.name in ("msub", "msup"):
+        return parts[0] + 0.7 * parts[1]
+    if tag.name == "msubsup":
+        return parts[0] + 0.7 * max(parts[1:])
+    return sum(parts)
+
+
 def formula_item(math: Tag) -> Item:
     """A displayed formula; a long one is set smaller."""
-    signs, rows = length(math.decode()), len(math.find_all("mtr"))
-    size = "smaller" if signs > 95 else "small" if signs > 62 else ""
-    tall = bool(math.find(["mfrac", "munderover", "munder"]))
-    return Item(f'<div class="formula {size}">{math.decode()}</div>', 60 + 45 * tall + 62 * rows)
+    size = max(12, min(30, int(800 / max(width(math), 1))))
+    rows, tall = len(math.find_all("mtr")), bool(math.find(["mfrac", "munderover", "munder"]))
+    style = f' style="font-size: {size}px"' if size < 30 else ""
+    return Item(f'<div class="formula"{style}>{math.decode()}</div>', 60 + 45 * tall + 62 * rows)
 
 
 def figure_item(image: Tag, folder: pathlib.Path) -> Item:
@@ -125,8 +144,10 @@ def paragraph(tag: Tag) -> Iterator[Item]:
 
 def items(tag: Tag, folder: pathlib.Path) -> Iterator[Item]:
     """What a piece of a chapter gives to the slides."""
-    if tag.name in ("p", "h3"):
+    if tag.name == "p":
         yield from paragraph(tag)
+    elif tag.name == "h3":
+        yield Item(f"<h3>{tag.decode_contents()}</h3>", LINE + 18)
     elif tag.name in ("ul", "ol"):
         for number, entry in enumerate(tag.find_all("li", recursive=False), start=1):
             mark = f"{number}." if tag.name == "ol" else "&bull;"
@@ -145,8 +166,9 @@ def packed(found: list[Item]) -> Iterator[list[Item]]:
     """Items in slides: in order, as many as there is room for; a text that leads to something else stays with it."""
     page: list[Item] = []
     for item, after in zip(found, [*found[1:], None], strict=True):
-        leads = after is not None and item.html.startswith("<p>") and not after.html.startswith("<p>")
-        needed = item.height + (after.height if leads and after else 0)
+        leads = item.html.startswith("<h3>") or item.html.startswith("<p>")
+        follows = after is not None and not (item.html.startswith("<p>") and after.html.startswith("<p>"))
+        needed = item.height + (after.height if after and leads and follows else 0)
         if page and sum(entry.height for entry in page) + needed > ROOM:
             yield page
             page = []
