@@ -136,7 +136,7 @@ def boxed(body: str) -> str:
 
 
 def decorated(chapter: Chapter, folder: pathlib.Path, code: Mapping[str, str]) -> str:
-    """The inside of a chapter's page; `folder` is where its relative links start, `code` where files are documented."""
+    """The inside of a chapter's page; `folder` is the page's, `code` says where files are documented."""
 
     def picture(match: re.Match) -> str:
         source, alt = match.group(1), match.group(2)

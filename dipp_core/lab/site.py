@@ -45,14 +45,14 @@ def page(template: str, kind: str, title: str, **values) -> str:
     return templates().get_template(template).render(book=BOOK, kind=kind, title=title, **(empty | values))
 
 
-def chapter_pages(chapters: list[Chapter], site: pathlib.Path, code: dict[str, str]) -> dict[str, str]:
+def chapter_pages(chapters: list[Chapter], pages: pathlib.Path, code: dict[str, str]) -> dict[str, str]:
     """Every chapter with its neighbours and the contents of the book."""
     links = [Link(f"{chapter.stem}.html", chapter.label) for chapter in chapters]
     groups = itertools.groupby(zip(chapters, links, strict=True), key=lambda pair: pair[0].part)
     menu = [(part, [link for _, link in pairs]) for part, pairs in groups]
     made = {}
     for chapter, before, link, after in zip(chapters, [None, *links], links, [*links[1:], None], strict=False):
-        body = decorated(chapter, site, code)
+        body = decorated(chapter, pages, code)
         made[link.url] = page(
             "layout.html",
             "chapter",
@@ -123,7 +123,7 @@ def build(root: pathlib.Path) -> None:
     modules = api.read_all(root / "dipp_core")
     code = {module.path: module.page for module in modules}
     made = {name: (THEME / name).read_text() for name in ("site.css", "site.js")}
-    made |= chapter_pages(chapters, site, code) | api_pages(modules, chapters)
+    made |= chapter_pages(chapters, reports / "notebooks", code) | api_pages(modules, chapters)
     index = landing_page(chapters, reports)  # made before anything is written
     for name, text in made.items():
         (site / name).parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@
     settings.forEach(function (setting) {
       if (!setting.only || document.body.classList.contains(setting.only)) bar.appendChild(button(setting));
     });
-    var contents = document.getElementById("contents");
+    var contents = document.getElementById("page-contents");
     if (contents && contents.hidePopover) contents.addEventListener("click", function (event) {
       if (event.target.closest("a") && contents.matches(":popover-open")) contents.hidePopover();
     });
