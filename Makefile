@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint strip lab bench bench-large bench-gpu clean
+.PHONY: help setup repro test lint strip lab slides bench bench-large bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ strip: setup  ## remove outputs from notebooks before a commit
 
 lab: setup  ## open JupyterLab in the environment
 	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyterlab --ServerApp.root_dir=. notebooks/00_start_here.ipynb
+
+slides: setup  ## make a lecture of the theory chapters: reports/slides/index.html
+	$(BIN)/python -m dipp_core.lab.notebook slides
 
 bench: setup  ## measure what a training step costs against the network passes it is made of
 	$(BIN)/python -m dipp_core.lab.bench

@@ -115,7 +115,7 @@ def loads_runs(stage: str) -> set[str]:
 
 
 def test_every_notebook_has_its_stage_and_every_stage_its_notebook():
-    assert list(PIPELINE["stages"]) == ["sources", *STAGES, "contents"]
+    assert list(PIPELINE["stages"]) == ["sources", *STAGES, "site"]
 
 
 def test_every_notebook_has_its_section_and_every_section_its_notebook():
