@@ -13,6 +13,7 @@ setup:
 repro: setup  ## set up, then regenerate every figure and table that is out of date
 	@$(BIN)/python -m dipp_core.lab.config
 	$(BIN)/python -m dvc repro
+	@$(BIN)/python -m dipp_core.lab.manifest
 
 test: setup lint  ## set up, then lint and run every test
 	$(BIN)/python -m pytest

@@ -105,13 +105,26 @@ NOT_MET = [
 ]
 
 
-@pytest.mark.parametrize(("stage", "key", "low", "high"), BARS)
-def test_a_published_number_keeps_its_bar(checkout, stage, key, low, high):
-    scale = json.loads((checkout / f"reports/manifests/{stage}.json").read_text())["scale"]
-    if scale == "smoke":
+def published(checkout, stage, key):
+    """A published number; one that a reader made at smoke scale promises nothing."""
+    if json.loads((checkout / f"reports/manifests/{stage}.json").read_text())["scale"] == "smoke":
         pytest.skip("a reader's run at smoke scale promises nothing")
     value = json.loads((checkout / f"reports/metrics/{stage}.json").read_text())
     for part in key.split("."):
         value = value[part]
+    return value
+
+
+@pytest.mark.parametrize(("stage", "key", "low", "high"), BARS)
+def test_a_published_number_keeps_its_bar(checkout, stage, key, low, high):
+    value = published(checkout, stage, key)
+    assert value >= low
+    assert high is None or value <= high
+
+
+@pytest.mark.xfail(strict=True, reason="asked for and not met; said where the results are")
+@pytest.mark.parametrize(("stage", "key", "low", "high"), NOT_MET)
+def test_a_bar_that_is_not_met_yet(checkout, stage, key, low, high):
+    value = published(checkout, stage, key)
     assert value >= low
     assert high is None or value <= high

@@ -15,14 +15,13 @@ import importlib
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from dipp_core.lab import preflight
-from dipp_core.lab.config import Section
+from dipp_core.lab.full_schema import FullScale
 from dipp_core.method.algorithm import PRESETS, Reward, Settings, preset
 from dipp_core.method.divergences import pseudo_huber
 from dipp_core.method.generator import OneStepGenerator, trainable_copy
@@ -34,40 +33,10 @@ from dipp_core.worlds.lora import Adapted, SharedBase, merged
 from dipp_core.worlds.prompts import Prompts, encode_prompts
 
 THE_REFERENCE = "the reference"
-Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Timestep = Annotated[int, Field(ge=0, le=999)]
 
 
 class FullScaleError(RuntimeError):
     """One line that says what is wrong with the description of a run, and what to do."""
-
-
-class FullScale(Section):
-    """A run at full scale.
-
-    reference, start: a folder, or a hub id (OWNER/NAME, or OWNER/NAME@COMMIT where it is not a known one); start may be
-    "the reference", or any one-step model of the same latents and prompts, with its own t_star and prediction.
-    profile: name of `preflight.PROFILES`; switches: what of it is to be otherwise. rewards: terms of a weighted sum,
-    {"reward": .., "source": .., "weight": ..}. prompts: a file of one prompt a line. tiny_vae: folder of one.
-    """
-
-    reference: str
-    start: str
-    t_star: Timestep
-    prediction: Literal["as its folder says", "eps", "x0", "v"]
-    profile: Literal["gpu24", "gpu80", "multi", "cpu"]
-    switches: dict[str, bool | int | str | list[str]]
-    method: Literal[tuple(PRESETS)]
-    alpha_rew: Number
-    alpha_cfg: Number
-    huber_c: Annotated[float, Field(gt=0)]
-    ta_steps: Annotated[int, Field(ge=0)]
-    timesteps: Annotated[list[Timestep], Field(min_length=2, max_length=2)]
-    rewards: list[dict[str, str | float]]
-    prompts: str
-    tiny_vae: str
-    fetch: bool
-    device: Literal["auto", "cpu", "cuda"]
 
 
 @dataclass
