@@ -9,6 +9,7 @@ from pydantic import Field
 
 from dipp_core.lab.config import Section
 from dipp_core.lab.section_types import Count, Positive
+from dipp_core.lab.sections_book import Playground, YourOwnPreferences
 from dipp_core.lab.sections_miniature import Alignment, Distillation, MiniatureResults, MiniatureWorld, Reference
 
 
@@ -205,4 +206,6 @@ SECTIONS: dict[str, type[Section]] = {
     "distillation": Distillation,
     "alignment": Alignment,
     "miniature_results": MiniatureResults,
+    "playground": Playground,
+    "your_own_preferences": YourOwnPreferences,
 }
