@@ -6,13 +6,9 @@ Nothing here knows of widgets; `playground` puts controls on it, and a page with
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import matplotlib
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from dipp_core.lab import report
-from dipp_core.lab.report import COLORS
 from dipp_core.method.algorithm import PRESETS, Reward, StepRecord, align
 from dipp_core.method.divergences import pseudo_huber
 from dipp_core.rewards import plane as rewards
@@ -32,20 +28,12 @@ REWARDS: dict[str, Callable[[], Reward]] = {
 }
 METHODS = {
     "dipp": "DI++",
-    "distar_in": "DI*, guidance in",
-    "distar_out": "DI*, guidance out",
+    "distar_in": "DI* (guidance in)",
+    "distar_out": "DI* (guidance out)",
     "diff_instruct": "Diff-Instruct (no reward)",
     "sim": "SIM (no reward)",
     "reward_only": "reward only (no leash)",
 }
-CURVES = {  # what it is called and its colour
-    "norm_reward": ("reward", "reward"),
-    "norm_divergence": ("divergence", "ref"),
-    "norm_guidance": ("guidance", "accent"),
-    "grad_norm": ("gradient, all weights", "gen"),
-    "ta_loss": ("assistant's loss", "ta"),
-}
-EXTENT = 3.6  # of the picture, in either direction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,75 +157,9 @@ def _slowing(records: Iterator[StepRecord], rates: Sequence, steps: int) -> Iter
 
 
 def at_steps(run: Run, looks: Sequence[int]) -> list[Look]:
-    """Let a run go to its end, and look after so many steps each."""
+    """Let a run go on to the last of these steps, and look after each of them."""
     found = [run.look()] if 0 in looks else []
-    while run.step():
+    while run.done < max(looks) and run.step():
         if run.done in looks:
             found.append(run.look())
     return found
-
-
-# ----------------------------------------------------------------------------------------------------------- pictures
-
-
-def density(world: plane.World, points: int = 97) -> tuple[Tensor, Tensor]:
-    """An axis (points,) and the reference's density over axis x axis, of both prompts together."""
-    axis = torch.linspace(-EXTENT, EXTENT, points, dtype=torch.float64)
-    atoms = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1)
-    return axis, world.law.log_prob(atoms).exp()
-
-
-def draw_cloud(ax, run: Run, look: Look, background: tuple[Tensor, Tensor]) -> list:
-    """Both prompts' samples over the reference; returns the artists that move."""
-    axis, values = background
-    ax.contourf(axis, axis, values.T, levels=8, cmap="Greys", zorder=0)
-    clouds = [
-        ax.scatter(*cloud.T, s=4, color=COLORS[color], linewidths=0, alpha=0.7, label=f"prompt {k}")
-        for k, (cloud, color) in enumerate(zip(look.clouds, ("gen", "light"), strict=True))
-    ]
-    ax.set(aspect="equal", xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT), xticks=(-2, 0, 2), yticks=(-2, 0, 2))
-    ax.grid(False)
-    return clouds
-
-
-def filmstrip(run: Run, looks: Sequence[Look]) -> Figure:
-    """The clouds of some looks side by side, and below them the curves of the whole run."""
-    with matplotlib.rc_context(report.STYLE):
-        fig = Figure(figsize=(11, 5.4))
-        above, below = fig.subfigures(2, 1, height_ratios=(1.15, 1))
-        background = density(run.world)
-        for ax, look in zip(above.subplots(1, len(looks), sharey=True), looks, strict=True):
-            draw_cloud(ax, run, look, background)
-            ax.set_title(f"step {look.step}", fontsize=11)
-            ax.set_xlabel(f"reward {look.reward:.2f}\n{look.nats:.3f} nats", fontsize=10)
-        draw_curves(below.subplots(1, 3), run)
-    return fig
-
-
-def draw_curves(axes, run: Run) -> None:
-    """Mean reward and integral KL at every look; size of the terms' gradients; the assistant's loss and grad norm."""
-    steps = [look.step for look in run.looks]
-    left, middle, right = axes
-    left.plot(steps, [look.reward for look in run.looks], "o-", markersize=3, color=COLORS["reward"], label="reward")
-    left.plot(
-        steps, [look.nats for look in run.looks], "s-", markersize=3, color=COLORS["ref"], label="integral KL, nats"
-    )
-    for name, values in run.curves.items():
-        ax = middle if name.startswith("norm_") else right
-        label, color = CURVES[name]
-        ax.plot(*windows(values), color=COLORS[color], linewidth=1.5, label=label)
-    left.set(xlabel="steps")
-    middle.set(xlabel="steps", ylim=(0, None))
-    right.set(xlabel="steps", yscale="log")
-    for ax, title in zip(axes, ("where it is", "gradients at the samples, rms", "how it learns"), strict=True):
-        ax.set_xlim(0, run.steps)
-        ax.set_title(title, fontsize=11)
-        if ax.lines:
-            ax.legend(fontsize=9)
-
-
-def windows(values: Sequence[float], most: int = 60) -> tuple[list[float], list[float]]:
-    """Steps and means over equal windows of a curve, at most so many, the last one whole."""
-    width = -(-len(values) // most) or 1
-    whole = range(0, len(values) - width + 1, width)
-    return [start + width / 2 for start in whole], [sum(values[k : k + width]) / width for k in whole]

@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from dipp_core.lab import pictures, play, report
+from dipp_core.lab import pictures, play, play_pictures, report
 from dipp_core.lab.play import Choice, Look, Run
 from dipp_core.method.staged import NonFiniteError
 from dipp_core.worlds.plane_runs import Stack
@@ -32,12 +32,12 @@ def moving_picture(run: Run) -> Callable[[Look], bytes]:
         fig = Figure(figsize=(10.5, 3.5), dpi=80)
         cloud, left, right = fig.subplots(1, 3)
         fig.subplots_adjust(left=0.05, right=0.99, top=0.88, bottom=0.17, wspace=0.2)
-        dots = play.draw_cloud(cloud, run, run.looks[-1], play.density(run.world))
+        dots = play_pictures.draw_cloud(cloud, run, run.looks[-1], play_pictures.density(run.world))
         colors = {"reward": "reward", "nats": "ref"}
         where = {name: left.plot([], [], color=report.COLORS[color])[0] for name, color in colors.items()}
         curves = {
             name: right.plot([], [], color=report.COLORS[color], linewidth=1.5, label=label)[0]
-            for name, (label, color) in play.CURVES.items()
+            for name, (label, color) in play_pictures.CURVES.items()
         }
         left.legend(where.values(), ["mean reward", "integral KL, nats"], fontsize=9)
         left.set(title="where it is", xlabel="steps", xlim=(0, run.steps))
@@ -51,7 +51,7 @@ def moving_picture(run: Run) -> Callable[[Look], bytes]:
         for name, line in where.items():
             line.set_data([one.step for one in run.looks], [getattr(one, name) for one in run.looks])
         for name, values in run.curves.items():
-            curves[name].set_data(*play.windows(values))
+            curves[name].set_data(*play_pictures.windows(values))
         left.relim()
         left.autoscale_view(scalex=False)
         cloud.set_title(f"step {look.step} of {run.steps}", fontsize=11)

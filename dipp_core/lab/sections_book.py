@@ -22,6 +22,7 @@ class Playground(Section):
     ta_lr: Positive
     huber_c: Positive
     looks: Annotated[int, Field(ge=2, le=7)]
+    family_steps: Count
     points: Annotated[int, Field(ge=10, le=20_000)]
 
 
