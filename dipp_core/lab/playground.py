@@ -1,7 +1,7 @@
 """The playground: choose, start, watch and stop a run in the plane, by mouse or by keyboard.
 
 A run trains in slices of a tenth of a second on the event loop of the notebook's own kernel, and gives way after each:
-buttons and other cells are never kept waiting for longer than a slice and a picture. One run trains at a time.
+buttons and other cells are never kept waiting for longer than a slice or a picture. One run trains at a time.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from dipp_core.method.staged import NonFiniteError
 from dipp_core.worlds.plane_runs import Stack
 
 SLICE = 0.1  # seconds of training between two chances for everything else
-FRAME = 0.5  # seconds from one picture to the next, at least
+FRAME = 0.5  # seconds from one picture to the next, at least; and three times as long as it took to draw
 DISTILLED, FRESH, LAST = "a distilled generator", "nothing learned", "where the last run ended"
 TURN: list[object] = []  # the one that may train: whose run it is, last
 
@@ -178,19 +178,18 @@ class Player:
         """Train in slices while it is this run's turn; say at the end how it ended."""
         ended = "all steps are done"
         try:
-            frame, drawn, going = None, 0.0, True
+            frame, due, going = None, 0.0, True
             while going and TURN and TURN[-1] is mine:
-                if run.done == 0 or time.monotonic() - drawn > FRAME:
-                    frame = self._show(run, frame)
-                    drawn = time.monotonic()
-                    await asyncio.sleep(0.01)
+                if (begun := time.monotonic()) > due:
+                    frame = await self._show(run, frame)
+                    due = time.monotonic() + max(FRAME, 3 * (time.monotonic() - begun))
                 end = time.monotonic() + SLICE
                 while going and time.monotonic() < end:
                     going = run.step()
                 await asyncio.sleep(0.01)
             ended = "stopped" if going else ended
             if self.mine is mine:
-                self._show(run, frame)
+                await self._show(run, frame)
         except NonFiniteError as error:
             ended = f"torn off ({error}): try a larger beta, or less guidance"
         except Exception as error:
@@ -203,12 +202,16 @@ class Player:
                 seen = f": reward {run.looks[-1].reward:.2f}, {run.looks[-1].nats:.3f} nats" if run.looks else ""
                 self.say(f"{ended} at step {run.done}{seen}")
 
-    def _show(self, run: Run, frame: Callable[[Look], bytes] | None) -> Callable[[Look], bytes]:
-        """Look, draw and say where the run is."""
+    async def _show(self, run: Run, frame: Callable[[Look], bytes] | None) -> Callable[[Look], bytes]:
+        """Look, draw and say where the run is, giving way in between."""
         look = run.look()
+        await asyncio.sleep(0.01)
         frame = frame or moving_picture(run)
-        self.controls.canvas.value = frame(look)
-        self.say(f"training, step {run.done} of {run.steps}: reward {look.reward:.2f}, {look.nats:.3f} nats")
+        await asyncio.sleep(0.01)
+        if self.run is run:
+            self.controls.canvas.value = frame(look)
+            self.say(f"training, step {run.done} of {run.steps}: reward {look.reward:.2f}, {look.nats:.3f} nats")
+            await asyncio.sleep(0.01)
         return frame
 
 
