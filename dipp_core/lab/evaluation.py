@@ -82,6 +82,16 @@ def _ask(name: str, judge: Judge, images: Tensor, texts: list[str], each: int) -
     return values.double().tolist()
 
 
+def _judge(folder: pathlib.Path, name: str, source: Any, load: Callable[..., Judge], device: str) -> Judge:
+    """The judge of a measure, which must be the one that has scored this folder before."""
+    asked = "clipscore" if name == DIVERSITY else name
+    with quiet_packages():
+        judge = load(asked, source, device=device)
+    about = {"judge": asked, "version": judge.about.version, "files": _digest_of_source(source)}
+    picture_sets.agree(folder / "scores" / name / picture_sets.RECORD, about)
+    return judge
+
+
 def score(
     folder: pathlib.Path,
     name: str,
@@ -108,24 +118,19 @@ def score(
     if lost := picture_sets.missing(folder, wanted):
         raise PictureError(f"{len(lost)} of {len(wanted)} pictures are missing in {folder}: draw them first")
     known = read_scores(folder, name)
-    path = folder / "scores" / name / f"{shard[0]}of{shard[1]}.csv"
     digests = {item: _digest(picture_sets.path_of(folder, item)) for item in wanted}
     share = picture_sets.batches(wanted, each * max(1, batch // each), shard)
     todo = [part for part in share if any((item, digests[item]) not in known for item in part)]
     if not todo:
         return 0
-    asked = "clipscore" if name == DIVERSITY else name
-    with quiet_packages():
-        judge = load(asked, source, device=device)
-    about = {"judge": asked, "version": judge.about.version, "files": _digest_of_source(source)}
-    picture_sets.agree(folder / "scores" / name / picture_sets.RECORD, about)
+    judge = _judge(folder, name, source, load, device)
     own, count = {key: value for key, value in known.items() if digests.get(key[0]) == key[1]}, 0
     for number, part in enumerate(progress(todo), start=1):
         values = _ask(name, judge, picture_sets.read_all(folder, part), [texts[index] for index, _ in part], each)
         own |= {(item, digests[item]): value for item, value in zip(part, values, strict=True)}
         count += len(part)
         if number % save_batches == 0 or number == len(todo):
-            _write_scores(path, own)
+            _write_scores(folder / "scores" / name / f"{shard[0]}of{shard[1]}.csv", own)
     return count
 
 

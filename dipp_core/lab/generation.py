@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 
 from dipp_core.lab import config, picture_sets, pipelines
@@ -55,6 +56,19 @@ def settings_of(sampler: Sampler, prompts: Sequence[Prompt], seeds: Sequence[int
     return {"sampler": how, "prompts": picture_sets.digest_of(prompts), "seeds": list(seeds), "batch": batch}
 
 
+def _machine(device: str) -> dict[str, str | None]:
+    """What else the last bits of a picture depend on."""
+    return {name: version(name) for name in ("torch", "diffusers", "transformers")} | {"device": device}
+
+
+def _write(folder: pathlib.Path, part: list[picture_sets.Item], drawn: Sequence[np.ndarray]) -> int:
+    """Write those pictures of a batch that are missing; returns how many."""
+    lost = picture_sets.missing(folder, part)
+    for item in lost:
+        picture_sets.write(folder, item, drawn[part.index(item)])
+    return len(lost)
+
+
 def generate(
     folder: pathlib.Path,
     sampler: Sampler,
@@ -72,20 +86,19 @@ def generate(
 
     With nothing missing no weights are needed. progress: wraps the list of batches, like tqdm.
     """
-    record, texts = folder / picture_sets.RECORD, {prompt.index: prompt.text for prompt in prompts}
+    record = folder / picture_sets.RECORD
     facts = {"settings": settings_of(sampler, prompts, seeds, batch)}
     share = picture_sets.batches(picture_sets.items(prompts, seeds), batch, shard)
     todo = [part for part in share if picture_sets.missing(folder, part)]
     if todo:
-        machine = {name: version(name) for name in ("torch", "diffusers", "transformers")} | {"device": device}
-        facts |= {"machine": machine, "weights": pipelines.identity(sampler, scale=scale)}
+        facts |= {"machine": _machine(device), "weights": pipelines.identity(sampler, scale=scale)}
     if record.is_file():
-        picture_sets.agree(record, facts)
+        picture_sets.agree(record, facts)  # before the weights are loaded
     if not todo:
         return 0
     pipeline = load(sampler, scale=scale, device=device)
     picture_sets.agree(record, facts)
-    options, written = call_options(pipeline, sampler), 0
+    options, written, texts = call_options(pipeline, sampler), 0, {prompt.index: prompt.text for prompt in prompts}
     with _quiet(), torch.inference_mode():
         for part in progress(todo):
             randomness = [picture_sets.generator_of(item) for item in part]
@@ -93,10 +106,7 @@ def generate(
                 drawn = pipeline([texts[index] for index, _ in part], generator=randomness, **options).images
             except torch.OutOfMemoryError:
                 raise PictureError(f"no memory for {len(part)} pictures: lower `batch`, remove {folder}") from None
-            for item, picture in zip(part, drawn, strict=True):
-                if not picture_sets.path_of(folder, item).is_file():
-                    picture_sets.write(folder, item, picture)
-                    written += 1
+            written += _write(folder, part, drawn)
     return written
 
 

@@ -79,12 +79,12 @@ def locate(sampler: Sampler, *, scale: str) -> pathlib.Path:
 
 def denoiser_file(sampler: Sampler) -> pathlib.Path:
     """The weights that replace a denoiser's: a file, or FILE of a hub id in models/NAME."""
-    *owner, name, file = ["", *sampler.denoiser.split("/")][-3:]
+    owner, name, file = ["", "", *sampler.denoiser.split("/")][-3:]
     for path in (config.root() / sampler.denoiser, config.root() / "models" / name / file):
         if path.is_file():
             return path
-    how = f"`huggingface-cli download {owner[0]}/{name} {file} --local-dir models/{name}` fetches it"
-    why = how if owner and owner[0] else "give its place"
+    fetch = f"`huggingface-cli download {owner}/{name} {file} --local-dir models/{name}` fetches it"
+    why = fetch if owner else "give its place"
     raise ModelError(f"{sampler.denoiser}, the weights of a denoiser for {sampler.source}, is not here; {why}")
 
 
