@@ -29,6 +29,7 @@ from dipp_core.method.schedule import normalised, sigma_power_weight, uniform_in
 from dipp_core.rewards import base as rewards
 from dipp_core.worlds import latent_files, memory, public, starts
 from dipp_core.worlds.latent import LatentDiffusion
+from dipp_core.worlds.latent_files import PIXART_TOKENS
 from dipp_core.worlds.lora import Adapted, SharedBase, merged
 from dipp_core.worlds.prompt_store import guessed_tokens, stored_prompts
 from dipp_core.worlds.prompts import Prompts, TextEncoder
@@ -164,15 +165,15 @@ def _eyes(
     return rewards.load(run.rewards, checkpointing=switches.checkpoint_reward), decoder
 
 
-def task_of(run: FullScale, texts: list[str]) -> preflight.Task:
-    """What the estimate of a run must know."""
+def task_of(run: FullScale, prompts: int, tokens: float = PIXART_TOKENS) -> preflight.Task:
+    """What the estimate of a run must know; tokens: the mean number of a prompt, where padding is not kept."""
     return preflight.Task(
         reference=run.reference,
         rewards=tuple(str(term.get("reward")) for term in run.rewards),
         star=PRESETS[run.method]["divergence"] == "score",
         guided=run.alpha_cfg > 0,
-        prompts=len(texts),
-        prompt_tokens=guessed_tokens(texts),
+        prompts=prompts,
+        prompt_tokens=float(tokens),
         own_start=run.start != THE_REFERENCE,
         fetch=run.fetch,
     )
@@ -187,7 +188,7 @@ def load(
     switches = preflight.switched(run.profile, run.switches)
     texts, device = read_prompts(run.prompts), device_of(run)
     optimiser = adam(eight_bit=switches.eight_bit_adam, device=device)
-    preflight.check(task_of(run, texts), switches, preflight.here(folder), say)
+    preflight.check(task_of(run, len(texts), guessed_tokens(texts)), switches, preflight.here(folder), say)
     reference = public.locate(run.reference, fetch=run.fetch)
     own = reference if run.start == THE_REFERENCE else starts.locate(run.start, fetch=run.fetch)
     how = {"dtype": getattr(torch, switches.dtype), "device": device}

@@ -35,6 +35,7 @@ from dipp_core.lab.train import Stopped, TrainError
 from dipp_core.method.algorithm import Settings
 from dipp_core.rewards.files import RewardError
 from dipp_core.worlds.latent_files import ModelError
+from dipp_core.worlds.prompt_store import guessed_tokens
 
 STAGES = ("distil", "align")
 # what of the switches decides the result; the others decide memory and time, and may change between two starts
@@ -84,7 +85,7 @@ def begin(
         )
     texts = full_scale.read_prompts(run.prompts)
     for name in [name for name in STAGES if getattr(run, name).steps]:  # one may take more than the other
-        task = full_scale.task_of(described(run, name), texts)
+        task = full_scale.task_of(described(run, name), len(texts), guessed_tokens(texts))
         preflight.check(task, switches, preflight.here(folder), say=lambda line: None)
     loaded = full_scale.load(described(run, "align"), folder=folder, say=say)
     return Training(run, pathlib.Path(folder), loaded, Student(loaded.gen, loaded.ta), group, say)

@@ -101,7 +101,7 @@ def alone(place: pathlib.Path, say: Callable[[str], None]) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                say(f"another process encodes prompts into {place}: waiting for it")
+                say("another process encodes prompts for the same cache: waiting for it")
                 fcntl.flock(file, fcntl.LOCK_EX)
             for left in place.glob("*.part"):
                 left.unlink(missing_ok=True)

@@ -163,7 +163,8 @@ def _fill(
                 f"{len(new):,} prompts need about {size / 1e9:.1f} GB in {place}, {free / 1e9:.1f} GB are free: "
                 "free some, or give a folder on another disk"
             )
-        say(f"encoding {len(new):,} prompts, about {size / 1e9:.2f} GB in {place}")
+        if len(new) > shard:
+            say(f"encoding {len(new):,} prompts, about {size / 1e9:.2f} GB on the disk")
     form = {"desc": "encoding", "unit": "prompt", "leave": False, "disable": None if progress is None else not progress}
     with tqdm(total=len(new), **form) as bar:
         for start in range(0, len(new), shard):

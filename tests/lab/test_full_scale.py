@@ -15,7 +15,7 @@ from dipp_core.method.algorithm import align
 from dipp_core.rewards.files import RewardError
 from dipp_core.worlds import latent_files, miniature, sdxl, shapes, starts
 from dipp_core.worlds.lora import Adapted
-from dipp_core.worlds.prompt_store import StoredPrompts
+from dipp_core.worlds.prompt_store import StoredPrompts, guessed_tokens
 
 
 def brightness(images, prompts):
@@ -193,7 +193,8 @@ def test_prompts_are_encoded_once_for_all_runs_that_share_a_cache(place, tmp_pat
     again = full_scale.load(described(place), folder=tmp_path / "two", cache=tmp_path / "cache", say=[].append)
     one, other = (table.prompts.draw((5,), torch.Generator().manual_seed(0)) for table in (loaded, again))
     assert torch.equal(one["tokens"], other["tokens"])
-    assert full_scale.task_of(described(place), ["a" * 30, "b" * 60]).prompt_tokens == 17.0
+    assert guessed_tokens(["a" * 30, "b" * 60]) == 17.0
+    assert full_scale.task_of(described(place), 2, 17.0).prompt_tokens == 17.0
 
 
 def test_a_published_convention_goes_all_the_way_to_the_exported_pipeline(place, tmp_path):
