@@ -38,8 +38,8 @@ def changed(book, source, value):
     return dataclasses.replace(book, metrics=metrics)
 
 
-def verdict_of(book, name):
-    claim = next(claim for claim in paper_claims.claims(book, BOUNDS) if claim.name == name)
+def verdict_of(book, name, bounds=BOUNDS):
+    claim = next(claim for claim in paper_claims.claims(book, bounds) if claim.name == name)
     return paper_rule.judged(claim, book)[1]
 
 
@@ -214,6 +214,15 @@ def test_a_wider_interval_takes_support_away_and_a_moved_one_gives_it(book):
     wide = changed(book, "24_miniature_results:gains.unet.reward_only over diff_instruct.gold", [-0.2, -0.5, 0.1])
     assert verdict_of(book, "over-alignment") == "supported"
     assert verdict_of(wide, "over-alignment") == "partly"
+
+
+def test_one_verdict_hangs_on_how_ratios_without_interval_are_taken(book):
+    """Notebook 41 and the README say so."""
+    strict = dataclasses.replace(BOUNDS, share=0.0)
+    names = [claim.name for claim in paper_claims.claims(book, BOUNDS)]
+    turned = [name for name in names if verdict_of(book, name) != verdict_of(book, name, strict)]
+    assert turned == ["DI* over DI++"]
+    assert verdict_of(book, "DI* over DI++", strict) == "contradicted"
 
 
 def test_algorithm_1_takes_no_pictures():
