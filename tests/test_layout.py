@@ -158,6 +158,16 @@ def test_a_stage_depends_on_exactly_the_saved_runs_that_it_loads(stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_exactly_the_metrics_that_it_reads(stage):
+    """The one that puts all results beside the papers reads those of earlier stages, full scale where it is there."""
+    from dipp_core.lab import paper_numbers
+
+    declared = {name for name in PIPELINE["stages"][stage]["deps"] if name.startswith("reports/metrics/")}
+    read = [*paper_numbers.METRICS, *paper_numbers.FULL] if stage == "41_paper_and_here" else []
+    assert declared == {f"reports/metrics/{name}.json" for name in read if name in STAGES}
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_no_stage_depends_on_what_carries_times(stage):
     """Manifests and executed notebooks have dates in them and never hash equal."""
     forbidden = ("reports/manifests", "reports/notebooks", ".work/runs", "notebooks")

@@ -21,12 +21,11 @@ from typing import Any
 
 from dipp_core.lab import config, full_size, manifest, report
 from dipp_core.lab.full_size import GIB, Case
-from dipp_core.worlds import public
 
 STAGE, NOT_RUN = "30_full_scale", "not run here"
-SD15, PIXART = public.PUBLIC
-KEPT = {"checkpoint_denoiser": False, "checkpoint_vae": False, "checkpoint_reward": False}
-# Graphs of several terms are large at once where nothing is recomputed, and in DI* alone: DI++ has no graph of scores
+SD15, PIXART = "stable-diffusion-v1-5/stable-diffusion-v1-5", "PixArt-alpha/PixArt-XL-2-512x512"
+# Two terms have large graphs at once in DI* alone, DI++ has no graph of scores; and where the reward's is kept whole
+KEPT = {"checkpoint_vae": False, "checkpoint_reward": False}
 PLAN = {
     "sd15.dipp": Case(reference=SD15),
     "sd15.dipp_joint": Case(reference=SD15, joint=True),
@@ -121,7 +120,7 @@ def row(name: str, case: Case, known: Mapping[str, Any]) -> dict[str, Any]:
         "not zero": "tensors_not_zero",
     }
     said = {"model": name.split(".")[0], "method": case.method, "backward": "joint" if case.joint else "staged"}
-    said["activations"] = "recomputed" if case.turned.checkpoint_denoiser else "kept"
+    said["recomputed"] = "everything" if case.turned.checkpoint_vae else "the denoiser"
     said |= {column: known.get(key, NOT_RUN) for column, key in wanted.items()}
     return said | {"note": known.get("failed", "")}
 

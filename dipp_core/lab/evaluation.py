@@ -8,7 +8,6 @@ import csv
 import hashlib
 import io
 import pathlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from dipp_core.lab.prompt_lists import Prompt
 from dipp_core.lab.report import write_atomically
 from dipp_core.rewards import base
 from dipp_core.rewards.base import Judge
-from dipp_core.rewards.files import RewardError
+from dipp_core.rewards.files import RewardError, quiet_packages
 
 DIVERSITY = "diversity"  # asked of the CLIP of clipscore
 MEASURES = (*base.NAMES, DIVERSITY)
@@ -116,8 +115,7 @@ def score(
     if not todo:
         return 0
     asked = "clipscore" if name == DIVERSITY else name
-    with warnings.catch_warnings():  # of the packages of judges, on their own insides
-        warnings.simplefilter("ignore")
+    with quiet_packages():
         judge = load(asked, source, device=device)
     about = {"judge": asked, "version": judge.about.version, "files": _digest_of_source(source)}
     picture_sets.agree(folder / "scores" / name / picture_sets.RECORD, about)
@@ -150,8 +148,7 @@ def scores_of(folder: pathlib.Path, name: str, prompts: Sequence[Prompt], seeds:
 
 def token_counts(texts: Sequence[str]) -> list[int]:
     """How many of CLIP's tokens each prompt has, begin and end included; CLIP and its children read the first 77."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_packages():
         from hpsv2.src.open_clip import tokenizer
     words = tokenizer.SimpleTokenizer()
     return [len(words.encode(text)) + 2 for text in texts]
@@ -201,13 +198,17 @@ def score_all(
 ) -> dict[str, str]:
     """Score by every judge whose files are there, one after another; measure -> why it was not run.
 
-    judges: name -> folder or hub id; diversity is asked of that of clipscore.
+    judges: name -> folder or hub id; diversity is asked of that of clipscore. A judge that is not given is not run.
     """
     not_run = {}
-    for name in (*judges, *([DIVERSITY] if "clipscore" in judges and len(seeds) > 1 else [])):
-        source = judge_source(judges["clipscore" if name == DIVERSITY else name])
+    for name in MEASURES:
+        asked = "clipscore" if name == DIVERSITY else name
+        if asked not in judges:
+            not_run[name] = f"{asked} is not among the judges"
+            continue
         try:
-            say(f"{name}: {score(folder, name, source, prompts, seeds, **options)} pictures scored")
+            count = score(folder, name, judge_source(judges[asked]), prompts, seeds, **options)
+            say(f"{name}: {count} pictures scored")
         except RewardError as error:
             not_run[name] = str(error)
     return not_run

@@ -16,7 +16,7 @@ GROUPS = {
     "weights that learn, their average": (("generator", "averaged"), "gen"),
     "Adam and gradients": (("Adam", "gradients"), "accent"),
     "activations": (("activations",), "reward"),
-    "prompts, libraries": (("1,000 prompts", "libraries"), "light"),
+    "libraries, workspaces": (("libraries",), "light"),
 }
 CURVES = {
     "ta_loss": "assistant's loss",

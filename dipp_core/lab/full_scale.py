@@ -158,6 +158,8 @@ def _eyes(
     """The reward and its tiny decoder, on the CPU: read first, since they are what is most often missing."""
     if not run.rewards or run.alpha_rew == 0 or PRESETS[run.method].get("alpha_rew") == 0:
         return None, None
+    if switches.tiny_vae and not run.tiny_vae:
+        raise FullScaleError("the switch tiny_vae needs a tiny decoder: give its folder as tiny_vae")
     decoder = memory.tiny_decoder(run.tiny_vae, dtype=dtype) if switches.tiny_vae else None
     return rewards.load(run.rewards, checkpointing=switches.checkpoint_reward), decoder
 

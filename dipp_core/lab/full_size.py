@@ -95,7 +95,7 @@ class Case:
 
 def estimate(case: Case) -> float:
     """What the preflight says that this takes while it trains, in GiB."""
-    task = full_scale.task_of(case.run(), len(TEXTS))
+    task = full_scale.task_of(case.run(), list(TEXTS))
     parts = preflight.estimate(task, case.turned, "CPU" if case.device == "cpu" else "GPU")
     return sum(part.memory for part in parts if not part.before) / GIB
 

@@ -5,8 +5,13 @@
     learn(training, "align")                 # Diff-Instruct++ or Diff-Instruct*, from where the first stage ended
     export(training)                         # the averaged generator as an ordinary pipeline, folder/pipeline
 
-`train` does all four; `python -m dipp_core.lab.full_training STAGE --set key=value` is the same as a command, alone or
-under `accelerate launch`. Killed at any moment and started again, it goes on from the last checkpoint.
+`train` does all four, and is a command too, of one process or of many, where STAGE is a notebook, say 30_sd15:
+
+    python -m dipp_core.lab.full_training STAGE --set align.steps=5000
+    accelerate launch --multi_gpu --num_processes 8 -m dipp_core.lab.full_training STAGE --set profile=multi
+
+Killed at any moment and started again, it goes on from the last checkpoint; also with another number of processes, if
+switches.processes and switches.batch are set so that their product stays. What only saves memory may change as well.
 """
 
 import argparse
@@ -77,9 +82,9 @@ def begin(
         raise full_scale.FullScaleError(
             f"{what}: set switches.processes = {here}, and switches.batch so that the whole batch is what it should be"
         )
-    prompts = len(full_scale.read_prompts(run.prompts))
+    texts = full_scale.read_prompts(run.prompts)
     for name in [name for name in STAGES if getattr(run, name).steps]:  # one may take more than the other
-        task = full_scale.task_of(described(run, name), prompts)
+        task = full_scale.task_of(described(run, name), texts)
         preflight.check(task, switches, preflight.here(folder), say=lambda line: None)
     loaded = full_scale.load(described(run, "align"), folder=folder, say=say)
     return Training(run, pathlib.Path(folder), loaded, Student(loaded.gen, loaded.ta), group, say)

@@ -31,8 +31,8 @@ class Sampler:
     """How a model draws. A row of the table `models` in params.yaml; the empty value is the pipeline's own.
 
     source: a folder, a hub id OWNER/NAME or OWNER/NAME@COMMIT, or STAGE:NAME of an export of this project.
-    denoiser: a file of weights that replaces the denoiser's own, as DMD2 is published. status: where the settings come
-    from.
+    denoiser: a file of weights, or OWNER/NAME/FILE of one on the hub, that replaces the denoiser's own, as DMD2 is
+    published. status: where the settings come from.
     """
 
     source: str
@@ -78,10 +78,14 @@ def locate(sampler: Sampler, *, scale: str) -> pathlib.Path:
 
 
 def denoiser_file(sampler: Sampler) -> pathlib.Path:
-    path = config.root() / sampler.denoiser
-    if not path.is_file():
-        raise ModelError(f"{sampler.denoiser} is missing: the weights that replace the denoiser of {sampler.source}")
-    return path
+    """The weights that replace a denoiser's: a file, or FILE of a hub id in models/NAME."""
+    *owner, name, file = ["", *sampler.denoiser.split("/")][-3:]
+    for path in (config.root() / sampler.denoiser, config.root() / "models" / name / file):
+        if path.is_file():
+            return path
+    how = f"`huggingface-cli download {owner[0]}/{name} {file} --local-dir models/{name}` fetches it"
+    why = how if owner and owner[0] else "give its place"
+    raise ModelError(f"{sampler.denoiser}, the weights of a denoiser for {sampler.source}, is not here; {why}")
 
 
 def identity(sampler: Sampler, *, scale: str) -> dict[str, str]:

@@ -9,12 +9,13 @@ import json
 import pathlib
 import re
 import shutil
-import warnings
 from collections.abc import Iterator
 from unittest import mock
 
 import torch
 from torch import nn
+
+from dipp_core.rewards.files import quiet_packages
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*SPECIAL, *re.findall(r"[a-z]+|,", "a red fox on the snow green boat at night two dogs play cards,")]
@@ -69,9 +70,7 @@ def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
 
 def write_clip(folder: pathlib.Path) -> pathlib.Path:
     """A folder in transformers format, with CLIP's whole vocabulary."""
-    with warnings.catch_warnings():  # of the package, on its own insides
-        warnings.simplefilter("ignore")
-        import clip
+    import clip
     from safetensors.torch import save_file
     from transformers import CLIPConfig, CLIPModel
 
@@ -142,7 +141,7 @@ def small_architectures() -> Iterator[None]:
 def write_all(root: pathlib.Path) -> dict[str, pathlib.Path]:
     """The files of every named reward, as a reader would have fetched them: name -> folder."""
     root.mkdir(parents=True, exist_ok=True)
-    with small_architectures(), torch.random.fork_rng(devices=[]):
+    with quiet_packages(), small_architectures(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         clip = write_clip(root / "clip")
         return {

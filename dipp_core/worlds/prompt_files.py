@@ -31,7 +31,7 @@ WHOLE = 2**24  # bytes of a file that are hashed one and all; of larger ones, bl
 BLOCK, BLOCKS = 2**14, 256
 
 
-class PromptFileError(RuntimeError):
+class PromptFileError(latent_files.ModelError):
     """One line that says which file of encoded prompts is wrong, and what to do."""
 
 

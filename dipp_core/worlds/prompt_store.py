@@ -30,11 +30,12 @@ SHARD = 256  # prompts of a file; what is lost at most when a process is killed
 class StoredPrompts(Prompts):
     """A table of prompts whose leaves are on the disk: `leaves` is empty, rows are read when they are asked for.
 
-    files: of the store. places: file and row of every prompt, (n, 2).
+    files: of the store. places: file and row of every prompt, (n, 2). empty: the empty prompt in main memory.
     """
 
     files: tuple[pathlib.Path, ...]
     places: np.ndarray
+    empty: dict[str, Tensor]
 
     def rows(self, index: Tensor) -> Cond:
         """The condition of some rows; index (B,), where -1 is the empty prompt."""
@@ -50,22 +51,24 @@ class StoredPrompts(Prompts):
     def _row(self, number: int) -> dict[str, Tensor]:
         """The leaves of one prompt, in main memory, padded as the encoder pads."""
         if number < 0:
-            return {name: leaf[0].cpu() for name, leaf in self.null.items()}
+            return {name: leaf[0] for name, leaf in self.empty.items()}
         file, row = self.places[number]
         kept = prompt_files.read_row(self.files[file], int(row))
-        found = {name: value.to(self.null[name].dtype) for name, value in kept.items()}
-        if "mask" in self.null:
-            empty, length = self.null["mask"][0], len(kept["tokens"])
-            found["mask"] = (torch.arange(len(empty)) < length).to(empty.dtype)
-            tokens = found["tokens"].new_zeros(len(empty), found["tokens"].shape[1])
+        found = {name: value.to(self.empty[name].dtype) for name, value in kept.items()}
+        if "mask" in self.empty:
+            mask, length = self.empty["mask"][0], len(kept["tokens"])
+            found["mask"] = (torch.arange(len(mask)) < length).to(mask.dtype)
+            tokens = found["tokens"].new_zeros(len(mask), found["tokens"].shape[1])
             tokens[:length] = found["tokens"]
             found["tokens"] = tokens
         return found
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "StoredPrompts":
         """The table with its conditions on a device; floating leaves in `dtype` where it is given."""
-        null = {k: leaf.to(device, dtype if leaf.is_floating_point() else None) for k, leaf in self.null.items()}
-        return replace(self, null=null)
+        empty = {
+            k: leaf.to(dtype if dtype and leaf.is_floating_point() else leaf.dtype) for k, leaf in self.empty.items()
+        }
+        return replace(self, empty=empty, null={name: leaf.to(device) for name, leaf in empty.items()})
 
 
 def stored_prompts(
@@ -98,7 +101,8 @@ def stored_prompts(
             if new or not _null_file(place).exists():
                 _fill(place, load_encoder(), new, kept=kept, sizes=(batch, shard), progress=progress, say=say)
     files, known, where = prompt_files.listed(place)
-    return StoredPrompts(tuple(texts), {}, _read_null(place), files, where[np.searchsorted(known, keys)])
+    null, places = _read_null(place), where[np.searchsorted(known, keys)]
+    return StoredPrompts(tuple(texts), {}, null, files, places, null)
 
 
 def _make(place: pathlib.Path) -> None:

@@ -176,7 +176,9 @@ def test_all_judges_score_and_those_without_files_are_not_run(folder, judges, tm
     with tiny.small_architectures():
         not_run = evaluation.score_all(folder, given, PROMPTS, SEEDS, batch=4, say=lambda line: None)
         loaded = base.load("hpsv2", judges["hpsv2"])
+        none = evaluation.score_all(folder, {}, PROMPTS, SEEDS, batch=4, say=lambda line: None)
     assert list(not_run) == ["pickscore"]
+    assert list(none) == list(evaluation.MEASURES)
     assert "gone: no such file or folder" in not_run["pickscore"]
     assert "huggingface-cli download yuvalkirstain/PickScore_v1" in not_run["pickscore"]
     measures = [name for name in evaluation.MEASURES if name != "pickscore"]

@@ -35,8 +35,12 @@ def test_a_denoiser_can_be_replaced_by_a_file_of_weights(tmp_path, models):
     (tmp_path / "unet.safetensors").write_bytes(b"cut")
     with pytest.raises(ModelError, match="is no whole weight file"):
         pipelines.load(other, scale="smoke")
-    with pytest.raises(ModelError, match=r"gone.safetensors is missing: the weights that replace the denoiser"):
-        pipelines.load(dataclasses.replace(sampler, denoiser="gone.safetensors"), scale="smoke")
+    for name, says in (
+        ("gone.safetensors", r"gone.safetensors, the weights of a denoiser for .* is not here; give its place"),
+        ("an/id/unet.bin", "not here; `huggingface-cli download an/id unet.bin --local-dir models/id` fetches it"),
+    ):
+        with pytest.raises(ModelError, match=says):
+            pipelines.load(dataclasses.replace(sampler, denoiser=name), scale="smoke")
 
 
 def test_a_scheduler_can_be_replaced(models):

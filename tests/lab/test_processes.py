@@ -31,19 +31,20 @@ def job(models, name, **more):
 
 def plan_of(models):
     """What is launched, one after another: processes, folder, jobs."""
-    dipp, star = job(models, "dipp_full"), job(models, "distar_in_lora")
+    dipp, star, stars = (job(models, name) for name in ("dipp_full", "distar_in_lora", "distar_in_full"))
     whole = {name: job(models, name) for name in WHOLE}
+    split = whole | {"distar_in_lora": star | {"micro": 1}}
     troubles = {"nan": dipp | {"nan": [1, 1]}, "odd": dipp | {"batch": 3}}
-    turns = {"two_one": dipp | {"asked": [1, 1]}, "lost": dipp | {"asked": [0, 1]}}
-    shards = {"distar_in_full": whole["distar_in_full"], "two_one": dipp | {"asked": [0, 1]}, "lora": star}
+    sharded = {"processes": 2, "place": "shards", "sharded": True}
     return [
         {"processes": 1, "place": "one", "jobs": whole | {"one_two": star | {"asked": [0, 1]}}},
-        {"processes": 2, "place": "two", "jobs": troubles | whole | {"micro": star | {"micro": 1}} | turns},
+        {"processes": 2, "place": "two", "jobs": troubles | split | {"two_one": dipp | {"asked": [1, 1]}}},
+        {"processes": 2, "place": "two", "jobs": {"lost": dipp | {"folders": ["two_one", "elsewhere"]}}},
         {"processes": 1, "place": "two", "jobs": {"two_one": dipp}},
         {"processes": 2, "place": "one", "jobs": {"one_two": star}},
-        {"processes": 2, "place": "two", "jobs": {"lost": dipp | {"folders": ["lost", "elsewhere"]}}},
-        {"processes": 2, "place": "shards", "sharded": True, "jobs": shards},
-        {"processes": 1, "place": "shards", "jobs": {"two_one": dipp}},
+        sharded | {"jobs": {"lora": star, "turns": stars | {"asked": [0, 1]}}},
+        sharded | {"jobs": {"turns": stars | {"asked": [1, 0]}}},
+        {"processes": 1, "place": "shards", "jobs": {"turns": stars}},
         {"processes": 2, "place": "killed", "jobs": {"killed": dipp | {"killed": [1, 1]}}},
     ]
 
@@ -81,6 +82,7 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_two_processes_end_with_the_weights_of_one(root, name):
+    """One of these runs also computes one row at a time."""
     one = weights(root, f"one/{name}")
     assert_same(one, weights(root, f"two/{name}"))
 
@@ -93,10 +95,6 @@ def test_curves_are_those_of_the_whole_batch(root, name):
         assert two[key].values == pytest.approx(curve.values, rel=1e-6), key
 
 
-def test_rows_computed_one_at_a_time_change_nothing(root):
-    assert_same(weights(root, "one/distar_in_lora"), weights(root, "two/micro"))
-
-
 def test_a_run_goes_on_with_another_number_of_processes(root):
     for rank in (0, 1):  # one of the two was asked to stop
         assert "stopped after step 2 of 4 and saved" in said(root, 1, rank, "two_one")
@@ -106,9 +104,10 @@ def test_a_run_goes_on_with_another_number_of_processes(root):
 
 
 def test_sharded_networks_learn_the_same_and_their_checkpoints_are_whole(root):
-    assert_same(weights(root, "one/distar_in_full"), weights(root, "shards/distar_in_full"))
-    assert "stopped after step 2 of 4 and saved" in said(root, 5, 1, "two_one")
-    assert_same(weights(root, "one/dipp_full"), weights(root, "shards/two_one"))
+    """Two sharded steps, one more after loading, and the last one by one process with whole networks."""
+    for launch, steps in ((5, 2), (6, 3)):
+        assert f"stopped after step {steps} of 4 and saved" in said(root, launch, 1, "turns")
+    assert_same(weights(root, "one/distar_in_full"), weights(root, "shards/turns"))
     assert "launch without FSDP" in said(root, 5, 0, "lora")
 
 
@@ -118,11 +117,11 @@ def test_a_loss_that_is_not_finite_in_one_process_ends_both(root):
 
 
 def test_a_process_that_is_killed_ends_the_other(root):
-    assert "ProcessError: the other processes can no longer be reached" in said(root, 7, 0, "killed")
+    assert "ProcessError: the other processes can no longer be reached" in said(root, 8, 0, "killed")
 
 
 def test_processes_that_see_different_folders_are_refused(root):
-    found = [said(root, 4, rank, "lost") for rank in (0, 1)]
+    found = [said(root, 2, rank, "lost") for rank in (0, 1)]
     assert all("ProcessError" in line for line in found)
     assert any("all machines must see the same folder" in line for line in found)
 

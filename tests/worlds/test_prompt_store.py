@@ -9,7 +9,9 @@ import signal
 import pytest
 import torch
 
-from dipp_core.worlds import latent_files, miniature, prompt_files, prompt_store, sdxl, shapes
+from dipp_core.method.schedule import uniform_index_time
+from dipp_core.worlds import latent_files, miniature, prompt_files, prompt_store, sdxl, shapes, starts
+from dipp_core.worlds.known_starts import TIMES_SIGMA
 from dipp_core.worlds.prompt_files import PromptFileError
 from dipp_core.worlds.prompt_store import StoredPrompts, stored_prompts
 from dipp_core.worlds.prompts import Prompts, encode_prompts
@@ -111,6 +113,23 @@ def test_half_the_bytes_in_bfloat16_and_any_dtype_on_the_way_out(folders, tmp_pa
     assert torch.equal(one, other.bfloat16())
     assert half.to("cpu", torch.float32).rows(torch.tensor([3]))["tokens"].dtype == torch.float32
     assert half.to("cpu").null_cond["tokens"].dtype == torch.bfloat16
+
+
+def test_networks_may_be_on_another_device_than_what_draws(folders, tmp_path):
+    """Noise, times and prompts are drawn on the CPU; torch's meta device, like a GPU, refuses to mix with it."""
+    with pytest.raises(RuntimeError, match="device"):
+        torch.ones(2, device="meta") + torch.ones(2)
+    for kind in ("unet", "t5", "sdxl"):
+        world = latent_files.load(folders[kind], parts=("denoiser", "vae"), device="meta", dtype=torch.bfloat16)
+        prompts = store(tmp_path, folders[kind]).to("meta")
+        cond = prompts.draw((3,), rng(), drop=0.5)
+        assert {leaf.device.type for leaf in [*cond.values(), *prompts.null_cond.values()]} == {"meta"}
+        z = torch.randn(3, *world.z_shape, generator=rng()).to("meta")
+        t = uniform_index_time(world.schedule, 20, 980)((3,), generator=rng(), device=z.device)
+        x0 = world.sample(z, cond, steps=2, alpha_cfg=1.0, null_cond=prompts.null_cond)
+        made = starts.converted(world.generator(399), TIMES_SIGMA)(z, cond)
+        found = [x0, made, world.score()(z, t, cond), world.decode(x0), world.encode(world.decode(made))]
+        assert {(tensor.device.type, tensor.dtype) for tensor in found[:4]} == {("meta", torch.float32)}
 
 
 # ---------------------------------------------------------------------------------------------------- encoded once
