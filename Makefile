@@ -18,8 +18,9 @@ repro: setup  ## set up, then regenerate every figure and table that is out of d
 test: setup lint  ## set up, then lint and run every test
 	$(BIN)/python -m pytest
 
-lint: setup  ## check style, formatting, and that notebooks are committed without outputs
+lint: setup  ## check style, formatting, types, and that notebooks are committed without outputs
 	$(BIN)/ruff check && $(BIN)/ruff format --check
+	$(BIN)/python -m mypy
 	$(BIN)/python -m dipp_core.lab.notebook lint
 
 strip: setup  ## remove outputs from notebooks before a commit

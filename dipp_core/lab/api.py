@@ -24,6 +24,7 @@ ROOMS = {
     "rewards": "what is wanted",
     "lab": "how it is run",
 }
+IMPORT = r"^from dipp_core\.?([\w.]*) import (?:\(([^)]*)\)|([\w, ]+))"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def first_line(doc: str) -> str:
     return " ".join(doc.split("\n\n")[0].split())
 
 
-def _head(node: ast.AST, lines: list[str]) -> str:
+def _head(node: ast.FunctionDef | ast.ClassDef, lines: list[str]) -> str:
     """A definition as it stands in the file, decorators included, up to its body."""
     first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
     last = max(node.body[0].lineno - 1, node.lineno)
@@ -198,8 +199,8 @@ def shown_in(chapters: Mapping[str, str]) -> dict[str, list[str]]:
     for page, body in chapters.items():
         text = html.unescape(re.sub(r"<[^>]+>", "", body))
         names = set()
-        for room, rest in re.findall(r"^from dipp_core\.?([\w.]*) import \(?([\w, \n]+)", text, re.MULTILINE):
-            names |= {room} | {f"{room}.{name}".strip(".") for name in re.findall(r"\w+", rest)}
+        for room, listed, line in re.findall(IMPORT, text, re.MULTILINE):
+            names |= {room} | {f"{room}.{name}".strip(".") for name in re.findall(r"\w+", listed or line)}
         for name in names:
             found.setdefault(name, []).append(page)
     return {name: sorted(pages) for name, pages in found.items()}

@@ -67,7 +67,7 @@ def picture_size(path: pathlib.Path) -> str:
     head = path.read_bytes()[:24] if path.is_file() else b""
     if head.startswith(b"\x89PNG") and len(head) == 24:
         width, height = struct.unpack(">II", head[16:24])
-    elif head.startswith(b"GIF8"):
+    elif head.startswith(b"GIF8") and len(head) >= 10:
         width, height = struct.unpack("<HH", head[6:10])
     else:
         return ""
@@ -94,7 +94,7 @@ def read_chapter(path: pathlib.Path, said: dict[str, str]) -> Chapter:
     if not title or not body:
         raise SiteError(f"{path.name} is not a page of this book; run its stage again")
     about = re.search(r"<strong>What you will see\.</strong>(.*?)</p>", body.group(1), re.DOTALL)
-    short = said.get(path.stem) or (plain(about.group(1)).split(". ")[0] if about else "")
+    short = said.get(path.stem) or (plain(about.group(1)).split(". ")[0].strip() if about else "")
     found = re.search(r'<img src="(\.\./figures/[^"]+\.png)" alt="([^"]*)">', body.group(1))
     figure = None
     if found:

@@ -146,7 +146,7 @@ def render(notebook: dict, figures_folder: pathlib.Path | None = None, scale: st
     """The page of one executed notebook; `figures_folder` holds the figures that it published."""
     found = sorted(figures_folder.glob("*.[pg][ni][gf]")) if figures_folder and figures_folder.is_dir() else []
     figures = {
-        hashlib.sha256(path.read_bytes()).hexdigest(): f"../figures/{figures_folder.name}/{path.name}" for path in found
+        hashlib.sha256(path.read_bytes()).hexdigest(): f"../figures/{path.parent.name}/{path.name}" for path in found
     }
     cells = [cell for cell in notebook["cells"] if "hide" not in cell.get("metadata", {}).get("tags", [])]
     body = (SMOKE if scale == "smoke" else "") + "\n".join(_cell(cell, figures) for cell in cells)

@@ -41,7 +41,15 @@ def templates() -> jinja2.Environment:
 
 def page(template: str, kind: str, title: str, **values) -> str:
     """One page; `base` leads from it to `reports/site/`, `menu` is (part, links) after (part, links)."""
-    empty = {"base": "", "menu": [], "url": "", "outline": [], "before": None, "after": None, "about": title}
+    empty: dict[str, object] = {
+        "base": "",
+        "menu": [],
+        "url": "",
+        "outline": [],
+        "before": None,
+        "after": None,
+        "about": title,
+    }
     return templates().get_template(template).render(book=BOOK, kind=kind, title=title, **(empty | values))
 
 

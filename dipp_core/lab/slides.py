@@ -24,7 +24,7 @@ ENOUGH = 70  # signs: a paragraph gives its first sentences up to this length, o
 NOT_SAID = ("How long it takes.",)
 NOT_SHOWN = ("Is your environment the tested one?", "What can this machine run?")  # sections that no hall needs
 NO_BREAK = r'<span class="kept">\1\2</span>'  # a formula and the sign after it
-SHORT = r"(?<!\be\.g)(?<!\bi\.e)(?<!\bcf)(?<!\bvs)"  # a full stop here ends no sentence
+SHORT = r"(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bcf\.)(?<!\bvs\.)"  # a full stop here ends no sentence
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ def sentences(text: str) -> list[str]:
 
 def gist(text: str) -> str:
     """The first sentences of a paragraph, and the last where it leads to a formula; tags that were cut are closed."""
-    found, chosen = sentences(text), []
+    found = sentences(text)
+    chosen: list[str] = []
     while found and length(" ".join(chosen)) < ENOUGH:
         chosen.append(found.pop(0))
     if found and not re.search(r"[.!?)](?:</\w+>)*$", found[-1]):
@@ -118,7 +119,8 @@ def table_item(table: Tag) -> Item | None:
     """A table that a hall can read, without the numbers of its rows; a larger one stays in the chapter."""
     rows = [row.find_all(["th", "td"]) for row in table.find_all("tr")]
     if all(row and row[0].get_text(strip=True) in ("", str(number)) for number, row in enumerate(rows, start=-1)):
-        rows = [row[1:] for row in rows if row.pop(0).extract()]
+        for row in rows:
+            row.pop(0).extract()
     wide = max(sum(min(length(str(cell)), 34) + 3 for cell in row) for row in rows)
     if len(rows) > 12 or wide > 120:
         return None
@@ -134,7 +136,7 @@ def paragraph(tag: Tag) -> Iterator[Item]:
         if isinstance(child, Tag) and child.name == "math" and child.get("display") == "block":
             pieces += [child, ""]
         else:
-            pieces[-1] += str(child)
+            pieces[-1] = f"{pieces[-1]}{child}"
     for piece in pieces:
         if isinstance(piece, Tag):
             yield formula_item(piece)
@@ -182,7 +184,8 @@ def sections(chapter: Chapter) -> Iterator[tuple[str, list[Tag]]]:
     soup = BeautifulSoup(re.sub(r"<style scoped>.*?</style>", "", chapter.body, flags=re.DOTALL), "html.parser")
     for link in soup.find_all("a"):
         link.unwrap()  # a lecture is carried about; its chapters may not be
-    title, tags = chapter.title, []
+    title = chapter.title
+    tags: list[Tag] = []
     for cell in soup.find_all(True, recursive=False):
         for tag in cell.find_all(True, recursive=False) if cell.name == "section" else [cell]:
             if tag.name in ("h1", "h2"):
