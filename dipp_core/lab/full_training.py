@@ -5,8 +5,13 @@
     learn(training, "align")                 # Diff-Instruct++ or Diff-Instruct*, from where the first stage ended
     export(training)                         # the averaged generator as an ordinary pipeline, folder/pipeline
 
-`train` does all four; `python -m dipp_core.lab.full_training STAGE --set key=value` is the same as a command, alone or
-under `accelerate launch`. Killed at any moment and started again, it goes on from the last checkpoint.
+`train` does all four, and is a command too, of one process or of many, where STAGE is a notebook, say 30_sd15:
+
+    python -m dipp_core.lab.full_training STAGE --set align.steps=5000
+    accelerate launch --multi_gpu --num_processes 8 -m dipp_core.lab.full_training STAGE --set profile=multi
+
+Killed at any moment and started again, it goes on from the last checkpoint; also with another number of processes, if
+switches.processes and switches.batch are set so that their product stays. What only saves memory may change as well.
 """
 
 import argparse
@@ -24,7 +29,8 @@ from dipp_core.lab import config, full_scale, preflight
 from dipp_core.lab.full_schema import FullScale, Sources, Stage, TwoStages
 from dipp_core.lab.parts import CheckpointError
 from dipp_core.lab.pictures import picture_grid
-from dipp_core.lab.student import ALONE, Group, Pace, Student, teach
+from dipp_core.lab.processes import ALONE, Group, ProcessError, find_group
+from dipp_core.lab.student import Pace, Student, teach
 from dipp_core.lab.train import Stopped, TrainError
 from dipp_core.method.algorithm import Settings
 from dipp_core.rewards.files import RewardError
@@ -43,6 +49,7 @@ KNOWN = (
     RewardError,
     CheckpointError,
     TrainError,
+    ProcessError,
     Stopped,
 )
 
@@ -75,6 +82,10 @@ def begin(
         raise full_scale.FullScaleError(
             f"{what}: set switches.processes = {here}, and switches.batch so that the whole batch is what it should be"
         )
+    texts = full_scale.read_prompts(run.prompts)
+    for name in [name for name in STAGES if getattr(run, name).steps]:  # one may take more than the other
+        task = full_scale.task_of(described(run, name), texts)
+        preflight.check(task, switches, preflight.here(folder), say=lambda line: None)
     loaded = full_scale.load(described(run, "align"), folder=folder, say=say)
     return Training(run, pathlib.Path(folder), loaded, Student(loaded.gen, loaded.ta), group, say)
 
@@ -113,7 +124,7 @@ def watch(training: Training) -> Callable[[int, Student], dict]:
     @torch.no_grad()
     def evaluate(_done: int, student: Student) -> dict:
         images, found, texts = [], [], []
-        for part in torch.arange(len(index)).split(loaded.switches.batch):
+        for part in torch.arange(len(index)).split(loaded.switches.micro or loaded.switches.batch):
             cond = loaded.prompts.rows(index[part])
             x0 = student.gen(z[part].to(device), cond)
             texts += [text if len(text) < 24 else f"{text[:21]}..." for text in loaded.prompts.texts_of(cond)]
@@ -143,6 +154,7 @@ def learn(training: Training, name: str, *, progress: bool | None = None) -> Stu
         plan=plan,
         evaluate=watch(training),
         group=training.group,
+        micro=loaded.switches.micro,
         adam=loaded.adam,
         facts=facts_of(training, name),
         say=training.say,
@@ -198,11 +210,14 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         run = section_of(given.stage, given.set)
-        folder = train(run, given.folder or config.root() / ".work" / "full" / given.stage)
+        group = find_group(full_scale.device_of(described(run, "align")))
+        say = print if group.share[0] == 0 else lambda line: None
+        folder = train(run, given.folder or config.root() / ".work" / "full" / given.stage, group=group, say=say)
     except KNOWN as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{folder}: the pipeline")
+    say(f"{folder}: the pipeline")
+    group.close()
     return 0
 
 

@@ -1,11 +1,24 @@
-"""The schema of the sections of the book's last notebooks (see `sections`)."""
+"""The schema of the sections of the book's last notebooks, 41 and from 90 on (see `sections`)."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from dipp_core.lab.config import Section
-from dipp_core.lab.section_types import Count, Positive
+from dipp_core.lab.section_types import Count, Positive, Seed
+
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class PaperAndHere(Section):
+    identity: Positive
+    near: Positive
+    accuracy: Annotated[float, Field(ge=0, lt=1)]
+    share: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Exercises(Section):
+    world: Seed
 
 
 class Playground(Section):
@@ -48,3 +61,13 @@ class YourOwnPreferences(Section):
     ema: Annotated[float, Field(ge=0, lt=1)]
     each: Annotated[int, Field(ge=2)]
     columns: Annotated[int, Field(ge=2, le=14)]
+
+
+class Solutions(Section):
+    gen_lr: Rate
+    ta_lr: Rate
+    rounds: Annotated[int, Field(ge=2, le=1000)]
+    around: Annotated[float, Field(gt=0, lt=0.5)]
+    limits: Annotated[list[Positive], Field(min_length=1, max_length=4)]
+    nats: Annotated[list[Positive], Field(min_length=1, max_length=4)]
+    worlds: Annotated[int, Field(ge=10, le=1000)]

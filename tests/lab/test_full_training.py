@@ -7,8 +7,7 @@ import torch
 
 from dipp_core.lab import config, full_scale, full_training
 from dipp_core.lab.checkpoint import CheckpointError
-from dipp_core.lab.full_schema import METHODS, TwoStages
-from dipp_core.method.algorithm import PRESETS
+from dipp_core.lab.full_schema import TwoStages
 from dipp_core.worlds import miniature, shapes
 
 MEMBER = {"alpha_rew": 0.0, "alpha_cfg": 0.5, "huber_c": 0.1, "ta_steps": 1, "timesteps": [20, 980]}
@@ -55,10 +54,6 @@ def _a_reward_of_ones_own(monkeypatch):
 
 def quiet(line):
     pass
-
-
-def test_the_schema_knows_the_whole_family():
-    assert tuple(PRESETS) == METHODS
 
 
 def test_both_stages_are_learned_and_exported(place, tmp_path):
