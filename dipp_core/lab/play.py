@@ -110,6 +110,11 @@ class Look:
     reward: float
     nats: float
 
+    @property
+    def words(self) -> str:
+        """Reward and distance as they are said."""
+        return f"reward {self.reward:.{'2f' if abs(self.reward) < 1000 else '1e'}}, {self.nats:.3f} nats"
+
 
 def new_world(name: str) -> plane.World:
     return WORLDS[name](plane_runs.plane_schedule())

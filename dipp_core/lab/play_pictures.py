@@ -48,7 +48,7 @@ def draw_row(fig, seen: Sequence[tuple[str, Run, Look]]) -> None:
     for ax, (title, run, look) in zip(fig.subplots(1, len(seen), sharey=True), seen, strict=True):
         draw_cloud(ax, run, look, background)
         ax.set_title(title, fontsize=10)
-        ax.set_xlabel(f"reward {look.reward:.2f}\n{look.nats:.3f} nats", fontsize=10)
+        ax.set_xlabel(look.words.replace(", ", "\n"), fontsize=10)
 
 
 def filmstrip(run: Run, looks: Sequence[Look]) -> Figure:

@@ -23,7 +23,7 @@ from dipp_core.worlds.plane_runs import Stack
 SLICE = 0.1  # seconds of training between two chances for everything else
 FRAME = 0.5  # seconds from one picture to the next, at least; and three times as long as it took to draw
 DISTILLED, FRESH, LAST = "a distilled generator", "nothing learned", "where the last run ended"
-TURN: list[object] = []  # the one that may train: whose run it is, last
+TURN: list[object] = []  # the one run that may train, or none
 
 
 def moving_picture(run: Run) -> Callable[[Look], bytes]:
@@ -137,7 +137,7 @@ class Player:
 
     @property
     def running(self) -> bool:
-        return bool(TURN) and TURN[-1] is self.mine
+        return self.mine in TURN
 
     def start(self, _: Any = None) -> None:
         """Begin a run with the choices as they stand; one under way, here or in another playground, ends first."""
@@ -179,12 +179,12 @@ class Player:
         ended = "all steps are done"
         try:
             frame, due, going = None, 0.0, True
-            while going and TURN and TURN[-1] is mine:
+            while going and mine in TURN:
                 if (begun := time.monotonic()) > due:
                     frame = await self._show(run, frame)
                     due = time.monotonic() + max(FRAME, 3 * (time.monotonic() - begun))
                 end = time.monotonic() + SLICE
-                while going and time.monotonic() < end:
+                while going and mine in TURN and time.monotonic() < end:
                     going = run.step()
                 await asyncio.sleep(0.01)
             ended = "stopped" if going else ended
@@ -195,12 +195,11 @@ class Player:
         except Exception as error:
             ended = f"failed ({' '.join(f'{type(error).__name__}: {error}'.split())})"
         finally:
-            if TURN and TURN[-1] is mine:
+            if mine in TURN:
                 TURN.clear()
             if self.mine is mine:
                 self.controls.stop.disabled = True
-                seen = f": reward {run.looks[-1].reward:.2f}, {run.looks[-1].nats:.3f} nats" if run.looks else ""
-                self.say(f"{ended} at step {run.done}{seen}")
+                self.say(f"{ended} at step {run.done}" + (f": {run.looks[-1].words}" if run.looks else ""))
 
     async def _show(self, run: Run, frame: Callable[[Look], bytes] | None) -> Callable[[Look], bytes]:
         """Look, draw and say where the run is, giving way in between."""
@@ -210,7 +209,7 @@ class Player:
         await asyncio.sleep(0.01)
         if self.run is run:
             self.controls.canvas.value = frame(look)
-            self.say(f"training, step {run.done} of {run.steps}: reward {look.reward:.2f}, {look.nats:.3f} nats")
+            self.say(f"training, step {run.done} of {run.steps}: {look.words}")
             await asyncio.sleep(0.01)
         return frame
 
@@ -234,5 +233,5 @@ def new_player(
     first = play.begin(choice, start=starts.get(choice.world), **numbers)
     look = first.look()
     controls.canvas.value = moving_picture(first)(look)
-    player.say(f"ready: reward {look.reward:.2f}, {look.nats:.3f} nats; press start")
+    player.say(f"ready: {look.words}; press start")
     return player

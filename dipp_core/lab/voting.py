@@ -14,8 +14,10 @@ from dipp_core.lab import config, pictures
 from dipp_core.lab.votes import Ballot, VotesError
 
 KEYS = {"l": "left", "r": "right", "t": "tie", "b": "back"}
-HELP = "Tab goes from button to button, Space or Enter presses it. Faster: click into the field once and type "
-HELP += "<b>l</b> (left), <b>r</b> (right), <b>t</b> (no difference) or <b>b</b> (take the last vote back)."
+HELP = (
+    "Tab goes from button to button, Space or Enter presses it. Faster: click into the field once and type "
+    "<b>l</b> (left), <b>r</b> (right), <b>t</b> (no difference) or <b>b</b> (take the last vote back)."
+)
 
 
 def votes_by(wanted: str) -> str:
