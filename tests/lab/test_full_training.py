@@ -69,7 +69,7 @@ def test_both_stages_are_learned_and_exported(place, tmp_path):
     assert [entry["step"] for entry in logged if "eval_reward" in entry] == [0, 2]
     assert all((tmp_path / stage / "pictures/samples_00000002.png").stat().st_size for stage in full_training.STAGES)
     diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["align", "distil", "pipeline"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["align", "distil", "encoded_prompts", "pipeline"]
 
 
 def test_a_training_that_was_stopped_ends_as_one_that_was_not(place, tmp_path):
