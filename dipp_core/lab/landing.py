@@ -33,6 +33,7 @@ CHECKED = (
     ("Descent lands on the closed-form optima", "06_where_is_the_optimum", "optimum_gd_abs_err", "below 1e-3"),
     ("Exact optima in the plane carry a certificate", "11_alignment_2d", "duality_gap", "below 0.05"),
 )
+PAPERS = "41_paper_and_here"
 MINIATURE = "24_miniature_results"
 METHODS = ("one-step start", "control", "DI++", "control (SIM)", "DI*", "reward only")
 ALIGNED = {name: f"<strong>{name}</strong>" for name in ("DI++", "DI*")}
@@ -128,6 +129,28 @@ def miniature(reports: pathlib.Path, stems: Collection[str]) -> Result | None:
     return Result("In the miniature", before, ("Generator", *COLUMNS.values()), rows, after, figure)
 
 
+def claims(reports: pathlib.Path, stems: Collection[str]) -> Result | None:
+    """What the papers claim, and how far it was seen here."""
+    path = reports / "tables" / PAPERS / "claims.csv"
+    if not path.is_file() or PAPERS not in stems:
+        return None
+    chapters = {stem[:2]: stem for stem in stems}
+    with open(path, newline="") as file:
+        rows = tuple(
+            (
+                html.escape(row["claim"]),
+                f'<span class="verdict">{html.escape(row["verdict"])}</span>',
+                ", ".join(chapter_link(chapters[n], n) for n in row["notebooks"].split(", ") if n in chapters),
+            )
+            for row in csv.DictReader(file)
+        )
+    before = "Each claim of the papers was written as questions with a bar, and asked of worlds small enough to know."
+    after = f"The evidence for every verdict, and the papers' own tables, are in {chapter_link(PAPERS, 'chapter 41')}."
+    return Result(
+        "What the papers claim, and what was found here", before, ("Claim", "Verdict", "Shown in"), rows, after
+    )
+
+
 def results(reports: pathlib.Path, stems: Collection[str]) -> list[Result]:
     """The tables of the first page, as far as their chapters have been made."""
-    return [result for result in (miniature(reports, stems), checked(reports, stems)) if result]
+    return [result for result in (claims(reports, stems), miniature(reports, stems), checked(reports, stems)) if result]

@@ -30,6 +30,14 @@ def test_numbers_come_from_the_files(reports):
     assert len(miniature.rows[0]) == len(miniature.columns)
 
 
+def test_claims_lead_to_the_chapters_that_were_made(reports):
+    (reports / "tables/41_paper_and_here").mkdir()
+    text = 'claim,evidence,verdict,notebooks\nReward up,"so, so",partly,"02, 23"\n'
+    (reports / "tables/41_paper_and_here/claims.csv").write_text(text)
+    (claims,) = landing.results(reports, {"41_paper_and_here", "02_two"})
+    assert claims.rows == (("Reward up", '<span class="verdict">partly</span>', '<a href="site/02_two.html">02</a>'),)
+
+
 def test_what_has_no_chapter_is_left_out(reports):
     assert landing.results(reports, set()) == []
 

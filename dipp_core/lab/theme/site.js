@@ -16,7 +16,8 @@
     element.className = "setting";
     function show() {
       var name = setting.names[Math.max(0, setting.values.indexOf(root.dataset[setting.key]))];
-      element.textContent = setting.sign + " " + name.split(": ")[1];
+      element.textContent = setting.sign;
+      element.appendChild(document.createElement("span")).textContent = " " + name.split(": ")[1];
       element.setAttribute("aria-label", name);
       element.title = name;
     }
