@@ -64,7 +64,7 @@ def filmstrip(run: Run, looks: Sequence[Look]) -> Figure:
 def side_by_side(runs: Sequence[Run]) -> Figure:
     """Where runs of several methods are now."""
     with matplotlib.rc_context(report.STYLE):
-        fig = Figure(figsize=(11, 2.9))
+        fig = Figure(figsize=(11, 1.4 + 11 / len(runs)))
         draw_row(fig, [(METHODS[run.choice.method].replace(" (", "\n("), run, run.looks[-1]) for run in runs])
     return fig
 
