@@ -24,8 +24,8 @@ from dipp_core.worlds import public
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2}
 CHOICES = {"roles": ("lora", "full"), "dtype": tuple(BYTES)}
-# what the libraries take, and a share of the activations for workspaces and fragments
-OVERHEAD = {"GPU": (0.8 * GIB, 0.10), "CPU": (0.6 * GIB, 0.05)}
+# what the libraries take, and shares of activations and of the rest for fragments; of a CPU as `make bench-large` found
+OVERHEAD = {"GPU": (0.8 * GIB, 0.10, 0.0), "CPU": (0.6 * GIB, 0.20, 0.20)}
 KEPT = 3  # checkpoints on the disk at once: the last two, and the one being written
 
 
@@ -145,10 +145,10 @@ def estimate(task: Task, switches: Switches, kind: str) -> list[Part]:
     judges = sum(tower.parameters for tower in towers)
     adam = 2 * tuned * (2 if switches.eight_bit_adam else 8)
     (length, width), stage = roles.cond_shape["tokens"], _activations(found, roles, task, switches)
-    flat, share = OVERHEAD[kind]
+    flat, of_stage, of_rest = OVERHEAD[kind]
     judged = judges * 4 if kind == "CPU" else 0  # rewards wait in main memory while prompts are encoded
     own = base if task.own_start else 0
-    return [
+    parts = [
         Part("reference, frozen", base * size, base * 4),
         *([Part("start of the generator", own * size * (switches.roles == "lora"), own * 4)] if own else []),
         Part("generator and assistant", 2 * tuned * 4),
@@ -158,8 +158,12 @@ def estimate(task: Task, switches: Switches, kind: str) -> list[Part]:
         Part("VAE", vae * size, vae * 4),
         Part("rewards", judges * 4, judges * 4),
         Part(f"{task.prompts:,} prompts, encoded", (task.prompts + 1) * length * width * size),
+    ]
+    rest = sum(part.memory for part in parts)
+    return [
+        *parts,
         Part(f"activations and gradients ({stage[0]})", stage[1]),
-        Part("libraries, workspaces", flat + share * stage[1]),
+        Part("libraries, workspaces", flat + of_stage * stage[1] + of_rest * rest),
         Part("text encoder, before training", text * size + flat + judged, text * 4, before=True),
         Part(f"{KEPT} checkpoints", disk=KEPT * (3 * tuned * 4 + adam)),
         Part("exported pipeline", disk=(base + vae + text) * size),
