@@ -24,8 +24,8 @@ from dipp_core.worlds import public
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2}
 CHOICES = {"roles": ("lora", "full"), "dtype": tuple(BYTES)}
-# what the libraries take, and a share of the activations for workspaces and fragments
-OVERHEAD = {"GPU": (0.8 * GIB, 0.10), "CPU": (0.6 * GIB, 0.05)}
+# what the libraries take, and shares of activations and of the rest for fragments; of a CPU as `make bench-large` found
+OVERHEAD = {"GPU": (0.8 * GIB, 0.10, 0.0), "CPU": (0.6 * GIB, 0.20, 0.20)}
 KEPT = 3  # checkpoints on the disk at once: the last two, and the one being written
 
 
@@ -144,14 +144,13 @@ def estimate(task: Task, switches: Switches, kind: str) -> list[Part]:
     base, tuned = footprint.count(roles.world.denoiser), footprint.count(roles.gen)
     counts = {name: footprint.count(public.on_meta(found[name])) for name in found if name != "denoiser"}
     vae, text = counts.pop("vae"), sum(counts.values())
-    towers = [footprint.TOWERS[name] for name in task.rewards if name in footprint.TOWERS]
-    judges = sum(tower.parameters for tower in towers)
+    judges = sum(footprint.TOWERS[name].parameters for name in task.rewards if name in footprint.TOWERS)
     adam = 2 * tuned * (2 if switches.eight_bit_adam else 8)
     stage, encoded = _activations(found, roles, task, switches), roles.prompt_values(task.prompt_tokens) * size + 32
-    flat, share = OVERHEAD[kind]
+    flat, of_stage, of_rest = OVERHEAD[kind]
     judged = judges * 4 if kind == "CPU" else 0  # rewards wait in main memory while prompts are encoded
     own = base if task.own_start else 0
-    return [
+    parts = [
         Part("reference, frozen", base * size, base * 4),
         *([Part("start of the generator", own * size * (switches.roles == "lora"), own * 4)] if own else []),
         Part("generator and assistant", 2 * tuned * 4),
@@ -161,8 +160,11 @@ def estimate(task: Task, switches: Switches, kind: str) -> list[Part]:
         Part("VAE", vae * size, vae * 4),
         Part("rewards", judges * 4, judges * 4),
         Part(f"{task.prompts:,} prompts, encoded", disk=task.prompts * encoded),
+    ]
+    return [
+        *parts,
         Part(f"activations and gradients ({stage[0]})", stage[1]),
-        Part("libraries, workspaces", flat + share * stage[1]),
+        Part("libraries, workspaces", flat + of_stage * stage[1] + of_rest * sum(part.memory for part in parts)),
         Part("text encoder, before training", text * size + flat + judged, text * 4, before=True),
         Part(f"{KEPT} checkpoints", disk=KEPT * (3 * tuned * 4 + adam)),
         Part("exported pipeline", disk=(base + vae + text) * size),
@@ -190,9 +192,8 @@ def _activations(found: dict, roles: footprint.Ghosts, task: Task, switches: Swi
     stages["Adam's step"] = 8 * footprint.count(roles.gen)  # gradients, and as much again while it divides
     if task.rewards:
         vae = json.dumps({"_class_name": "AutoencoderTiny"} if switches.tiny_vae else found["vae"])
-        latents = (batch, *roles.world.z_shape)
         how = {"dtype": switches.dtype, "checkpointing": switches.checkpoint_vae}
-        held, peak = footprint.picture_pass(vae, latents, **how)
+        held, peak = footprint.picture_pass(vae, (batch, *roles.world.z_shape), **how)
         towers = [footprint.TOWERS[name] for name in task.rewards if name in footprint.TOWERS]
         judged = sum(tower.activations(batch, checkpointing=switches.checkpoint_reward) for tower in towers)
         stages["reward"] = kept + max(held + judged, peak)
