@@ -35,12 +35,12 @@ slides: setup  ## make a lecture of the theory chapters: reports/slides/index.ht
 bench: setup  ## measure what a training step costs against the network passes it is made of
 	$(BIN)/python -m dipp_core.lab.bench
 
-bench-large: setup  ## true-size steps on the CPU, random weights: 16 GB, about N minutes
+bench-large: setup  ## true-size steps on the CPU, random weights: 16 GB, 40 minutes or more
 	$(BIN)/python -m dipp_core.lab.bench_large
 
 bench-gpu: setup  ## true-size steps on a GPU, random weights; without a GPU the table says so
 	$(BIN)/python -m dipp_core.lab.bench_gpu
 
 clean:  ## remove caches and unfinished work; keeps .venv, notebooks and reports
-	rm -rf .work/runs .work/failed .work/sources .pytest_cache .ruff_cache dvc_plots reports/scratch ./*.egg-info
+	rm -rf .work/runs .work/failed .work/sources .pytest_cache .ruff_cache .mypy_cache dvc_plots reports/scratch ./*.egg-info
 	find dipp_core tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
