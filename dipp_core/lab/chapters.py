@@ -135,6 +135,19 @@ def boxed(body: str) -> str:
     return re.sub(r"<math\b([^>]*)>.*?</math>([,.;:)]*)", formula, body, flags=re.DOTALL)
 
 
+def stepwise(body: str) -> str:
+    """Headings that go down one level at a time, as those who hear a page need them."""
+    above: list[int] = []  # the headings that this one stands under, as they were written
+
+    def heading(match: re.Match) -> str:
+        while above and above[-1] >= int(match.group(1)):
+            above.pop()
+        above.append(int(match.group(1)))
+        return f"<h{len(above)}{match.group(2)}</h{len(above)}>"
+
+    return re.sub(r"<h([1-6])(\b.*?)</h\1>", heading, body, flags=re.DOTALL)
+
+
 def decorated(chapter: Chapter, folder: pathlib.Path, code: Mapping[str, str]) -> str:
     """The inside of a chapter's page; `folder` is the page's, `code` says where files are documented."""
 
@@ -146,7 +159,7 @@ def decorated(chapter: Chapter, folder: pathlib.Path, code: Mapping[str, str]) -
     def place(match: re.Match) -> str:
         return f'href="api/{code[match.group(1)]}"' if match.group(1) in code else match.group()
 
-    body = re.sub(r'<figure><img src="(\.\./[^"]+)" alt="([^"]*)"></figure>', picture, boxed(chapter.body))
+    body = re.sub(r'<figure><img src="(\.\./[^"]+)" alt="([^"]*)"></figure>', picture, stepwise(boxed(chapter.body)))
     return api.plainer(re.sub(r'href="\.\./\.\./(dipp_core/[^"#]+\.py)"', place, body))
 
 

@@ -96,3 +96,9 @@ def test_a_page_that_is_none_and_a_folder_without_pages_are_refused(folder, tmp_
     (tmp_path / "empty").mkdir()
     with pytest.raises(chapters.SiteError, match="no pages in empty/: run the notebooks first"):
         chapters.read_all(tmp_path / "empty", tmp_path / "README.md")
+
+
+def test_headings_go_down_one_level_at_a_time():
+    assert chapters.stepwise('<h1>a</h1><h2>b</h2><h4 id="c">c</h4><h4>d</h4><h2>e</h2>') == (
+        '<h1>a</h1><h2>b</h2><h3 id="c">c</h3><h3>d</h3><h2>e</h2>'
+    )
