@@ -31,7 +31,7 @@ lab: setup  ## open JupyterLab in the environment
 bench: setup  ## measure what a training step costs against the network passes it is made of
 	$(BIN)/python -m dipp_core.lab.bench
 
-bench-large: setup  ## true-size steps on the CPU, random weights: 16 GB, about N minutes
+bench-large: setup  ## true-size steps on the CPU, random weights: 16 GB, about 30 minutes
 	$(BIN)/python -m dipp_core.lab.bench_large
 
 bench-gpu: setup  ## true-size steps on a GPU, random weights; without a GPU the table says so

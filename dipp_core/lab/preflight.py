@@ -141,8 +141,7 @@ def estimate(task: Task, switches: Switches, kind: str) -> list[Part]:
     roles = _ghosts(found, switches)
     base, tuned = footprint.count(roles.world.denoiser), footprint.count(roles.gen)
     vae, text = (footprint.count(public.on_meta(found[name])) for name in ("vae", "text"))
-    towers = [footprint.TOWERS[name] for name in task.rewards if name in footprint.TOWERS]
-    judges = sum(tower.parameters for tower in towers)
+    judges = sum(footprint.TOWERS[name].parameters for name in task.rewards if name in footprint.TOWERS)
     adam = 2 * tuned * (2 if switches.eight_bit_adam else 8)
     (length, width), stage = roles.cond_shape["tokens"], _activations(found, roles, task, switches)
     flat, of_stage, of_rest = OVERHEAD[kind]
