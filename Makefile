@@ -35,7 +35,7 @@ slides: setup  ## make a lecture of the theory chapters: reports/slides/index.ht
 bench: setup  ## measure what a training step costs against the network passes it is made of
 	$(BIN)/python -m dipp_core.lab.bench
 
-bench-large: setup  ## true-size steps on the CPU, random weights: 16 GB, 40 minutes or more
+bench-large: setup  ## true-size steps on the CPU, random weights: 16 GB, about 30 minutes
 	$(BIN)/python -m dipp_core.lab.bench_large
 
 bench-gpu: setup  ## true-size steps on a GPU, random weights; without a GPU the table says so
