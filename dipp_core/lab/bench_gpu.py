@@ -83,7 +83,7 @@ def table(plan: Mapping[tuple, Case], known: Mapping[str, Mapping]) -> list[dict
         rows.append(
             dict(zip(("model", "profile", "method", "turned"), key, strict=True)) | {"batch": case.turned.batch}
         )
-        rows[-1] |= {column: found.get(name, missing) for column, name in MEASURED.items()}
+        rows[-1] |= {column: report.plain(found.get(name, missing)) for column, name in MEASURED.items()}
         rows[-1] |= {"note": found.get("note", "")}
     return rows
 

@@ -121,7 +121,7 @@ def row(name: str, case: Case, known: Mapping[str, Any]) -> dict[str, Any]:
     }
     said = {"model": name.split(".")[0], "method": case.method, "backward": "joint" if case.joint else "staged"}
     said["recomputed"] = "everything" if case.turned.checkpoint_vae else "the denoiser"
-    said |= {column: known.get(key, NOT_RUN) for column, key in wanted.items()}
+    said |= {column: report.plain(known.get(key, NOT_RUN)) for column, key in wanted.items()}
     return said | {"note": known.get("failed", "")}
 
 
