@@ -5,8 +5,8 @@ The miniature and full scale learn here, with the same code and other numbers.
 
 import copy
 import pathlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from dipp_core.lab import train
 from dipp_core.lab.ema import EMA
-from dipp_core.method.algorithm import Settings, align
+from dipp_core.method.algorithm import Reward, Settings, align
 from dipp_core.method.generator import OneStepGenerator, trainable_copy
+from dipp_core.method.staged import Backward
 from dipp_core.worlds.latent import LatentDiffusion
 from dipp_core.worlds.prompts import Prompts
 
-Judge = Callable[[Tensor, Sequence[str]], Tensor]
+Adam = Callable[..., torch.optim.Optimizer]  # (parameters, lr, betas) -> optimiser
 
 
 @dataclass
@@ -65,7 +66,30 @@ class Pace:
     ema: float = 0.99
 
 
-def _parts(student: Student, roles: tuple[str, ...], pace: Pace, seed: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Group:
+    """Processes that compute one run together; the default is one alone.
+
+    share: see `Settings`. joined: makes a network's backward pass give the mean gradient of all processes.
+    """
+
+    share: tuple[int, int] = (0, 1)
+    joined: Callable[[nn.Module], Callable] = lambda network: network
+    backward: Backward = torch.autograd.backward
+
+
+ALONE = Group()
+
+
+def described(settings: Settings) -> dict[str, Any]:
+    """What tells one member of the family from another, as JSON; weights are functions, and not among it."""
+    plain = "divergence guidance batch_shape z_shape ta_steps share_samples per_sample_normaliser max_grad_norm"
+    found = {name: getattr(settings, name) for name in plain.split()}
+    found |= {name: torch.as_tensor(getattr(settings, name)).tolist() for name in ("alpha_rew", "alpha_cfg")}
+    return found | {"time_sampler": settings.time_sampler.name, "distance": settings.distance.name}
+
+
+def _parts(student: Student, roles: tuple[str, ...], pace: Pace, seed: int, adam: Adam) -> dict[str, Any]:
     """All that changes while a student learns, by name: networks, optimisers, their rates, average, generator."""
 
     def rate(step: int) -> float:
@@ -74,17 +98,29 @@ def _parts(student: Student, roles: tuple[str, ...], pace: Pace, seed: int) -> d
     parts = {"ema": EMA(student.gen, pace.ema), "draws": torch.Generator().manual_seed(seed)}
     for role, lr in zip(roles, (pace.gen_lr, pace.ta_lr), strict=False):
         network = getattr(student, role)
-        adam = torch.optim.Adam(network.parameters(), lr, pace.betas)
-        parts |= {role: network, f"{role}_adam": adam, f"{role}_rate": torch.optim.lr_scheduler.LambdaLR(adam, rate)}
+        optimizer = adam((weight for weight in network.parameters() if weight.requires_grad), lr, pace.betas)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        parts |= {role: network, f"{role}_adam": optimizer, f"{role}_rate": schedule}
     return parts
 
 
-def _arguments(student: Student, world: LatentDiffusion, parts: dict, judge: Judge | None, prompts: Prompts) -> dict:
-    """What `align` is given in every step."""
-    given = {"gen": student.gen, "ref": world.score(), "ta": world.score(student.ta) if "ta" in parts else None}
-    given |= {"reward": judge and world.reward(judge, prompts), "schedule": world.schedule, "generator": parts["draws"]}
+def _arguments(student: Student, world: LatentDiffusion, parts: dict, group: Group, settings: Settings) -> dict:
+    """What `align` is given in every step, beside prompts and reward."""
+    ta = world.score(group.joined(student.ta)) if "ta" in parts else None
+    given = {"gen": group.joined(student.gen), "ref": world.score(), "ta": ta, "schedule": world.schedule}
     given |= {f"{role}_optimizer": parts.get(f"{role}_adam") for role in ("gen", "ta")}
-    return given | {"draw_cond": prompts.draw, "null_cond": prompts.null_cond}
+    given |= {"settings": replace(settings, share=group.share), "backward": group.backward}
+    return given | {"generator": parts["draws"]}
+
+
+def _averaged(evaluate: Callable[[int, Student], dict], student: Student, ema: EMA) -> Callable[[int], dict]:
+    """An evaluation of the averaged generator."""
+
+    def of_average(step: int) -> dict:
+        with ema.averaged():
+            return evaluate(step, student)
+
+    return of_average
 
 
 def teach(
@@ -95,33 +131,33 @@ def teach(
     pace: Pace,
     *,
     prompts: Prompts,
-    judge: Judge | None = None,
+    reward: Reward | None = None,
     seed: int,
     plan: dict | None = None,
     evaluate: Callable[[int, Student], dict] | None = None,
+    group: Group = ALONE,
+    adam: Adam = torch.optim.Adam,
+    facts: dict | None = None,
     say: Callable[[str], None] = print,
 ) -> Student:
     """Let a student learn, in place, and return it with the averaged generator; resumed if the folder has begun it.
 
-    judge(pictures, texts): the reward. plan: fields of `train.Plan`. evaluate(step, student): see `train.run`; it gets
-    the averaged generator.
+    reward(x0, cond): see `LatentDiffusion.reward`. plan: fields of `train.Plan`. evaluate(step, student): see
+    `train.run`, with the averaged generator. facts: JSON that tells this run from others, beside the rest.
     """
     roles = ("gen", "ta") if settings.ta_steps else ("gen",)
-    parts = _parts(student, roles, pace, seed)
-    given = _arguments(student, world, parts, judge, prompts)
-
-    def averaged(step: int) -> dict:
-        with parts["ema"].averaged():
-            return evaluate(step, student)
-
+    parts = _parts(student, roles, pace, seed, adam)
+    given = _arguments(student, world, parts, group, settings)
+    given |= {"reward": reward, "draw_cond": prompts.draw, "null_cond": prompts.null_cond}
     train.run(
         folder,
-        lambda start: align(**given, settings=settings, steps=pace.steps, start_step=start),
+        lambda start: align(**given, steps=pace.steps, start_step=start),
         parts,
         train.Plan(steps=pace.steps, **(plan or {})),
-        {"pace": asdict(pace), "seed": seed},
+        {"pace": asdict(pace), "seed": seed, "settings": described(settings)} | (facts or {}),
         after_step=[*(parts[f"{role}_rate"].step for role in roles), parts["ema"].update],
-        evaluate=evaluate and averaged,
+        evaluate=evaluate and _averaged(evaluate, student, parts["ema"]),
+        writes=group.share[0] == 0,
         say=say,
     )
     with parts["ema"].averaged():

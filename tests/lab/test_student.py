@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dipp_core.lab.checkpoint import CheckpointError
 from dipp_core.lab.student import Pace, new_student, teach
 from dipp_core.worlds import latent_files, miniature, shapes
 from dipp_core.worlds.miniature_training import settings_for
@@ -29,7 +30,7 @@ def learn(folder, world, name, *, pace=PACE, student=None, reward=brightness, sa
         settings_for(world, name, 4, **numbers),
         pace,
         prompts=prompts,
-        judge=reward,
+        reward=world.reward(reward, prompts),
         seed=0,
         plan={"progress": False, "save_steps": 2},
         say=say,
@@ -85,6 +86,22 @@ def test_stopped_and_resumed_is_as_never_stopped(world, tmp_path):
     resumed = learn(tmp_path / "b", world, "dipp", say=said.append, alpha_rew=0.1, alpha_cfg=0.5)
     assert any("continued at step 2 of 4" in line for line in said)
     assert equal(straight, resumed)
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "said"),
+    [
+        ("dipp", {"alpha_rew": 0.2, "alpha_cfg": 0.5}, "alpha_rew"),
+        ("dipp", {"alpha_rew": 0.1, "alpha_cfg": 1.5}, "alpha_cfg"),
+        ("distar_in", {"alpha_rew": 0.1, "alpha_cfg": 0.5}, "score"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(world, tmp_path, name, numbers, said):
+    learn(tmp_path, world, "dipp", alpha_rew=0.1, alpha_cfg=0.5)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        learn(tmp_path, world, name, **numbers)
+    assert "another run" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_kept_is_the_average(world, tmp_path):
