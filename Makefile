@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint strip lab bench clean
+.PHONY: help setup repro test lint strip lab slides bench bench-large bench-gpu clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 setup:
 	@$(PYTHON) -I dipp_core/lab/environment.py
@@ -13,12 +13,14 @@ setup:
 repro: setup  ## set up, then regenerate every figure and table that is out of date
 	@$(BIN)/python -m dipp_core.lab.config
 	$(BIN)/python -m dvc repro
+	@$(BIN)/python -m dipp_core.lab.manifest
 
 test: setup lint  ## set up, then lint and run every test
 	$(BIN)/python -m pytest
 
-lint: setup  ## check style, formatting, and that notebooks are committed without outputs
+lint: setup  ## check style, formatting, types, and that notebooks are committed without outputs
 	$(BIN)/ruff check && $(BIN)/ruff format --check
+	$(BIN)/python -m mypy
 	$(BIN)/python -m dipp_core.lab.notebook lint
 
 strip: setup  ## remove outputs from notebooks before a commit
@@ -27,9 +29,18 @@ strip: setup  ## remove outputs from notebooks before a commit
 lab: setup  ## open JupyterLab in the environment
 	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyterlab --ServerApp.root_dir=. notebooks/00_start_here.ipynb
 
+slides: setup  ## make a lecture of the theory chapters: reports/slides/index.html
+	$(BIN)/python -m dipp_core.lab.notebook slides
+
 bench: setup  ## measure what a training step costs against the network passes it is made of
 	$(BIN)/python -m dipp_core.lab.bench
 
+bench-large: setup  ## true-size steps on the CPU, random weights: 16 GB, about 30 minutes
+	$(BIN)/python -m dipp_core.lab.bench_large
+
+bench-gpu: setup  ## true-size steps on a GPU, random weights; without a GPU the table says so
+	$(BIN)/python -m dipp_core.lab.bench_gpu
+
 clean:  ## remove caches and unfinished work; keeps .venv, notebooks and reports
-	rm -rf .work/runs .work/failed .work/sources .pytest_cache .ruff_cache dvc_plots reports/scratch ./*.egg-info
+	rm -rf .work/runs .work/failed .work/sources .pytest_cache .ruff_cache .mypy_cache dvc_plots reports/scratch ./*.egg-info
 	find dipp_core tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -115,7 +115,7 @@ def loads_runs(stage: str) -> set[str]:
 
 
 def test_every_notebook_has_its_stage_and_every_stage_its_notebook():
-    assert list(PIPELINE["stages"]) == ["sources", *STAGES, "contents"]
+    assert list(PIPELINE["stages"]) == ["sources", *STAGES, "site"]
 
 
 def test_every_notebook_has_its_section_and_every_section_its_notebook():
@@ -155,6 +155,16 @@ def test_a_stage_depends_on_exactly_the_saved_runs_that_it_loads(stage):
     declared = {name for name in PIPELINE["stages"][stage]["deps"] if name.startswith("reports/runs/")}
     assert declared == {f"reports/runs/{name}" for name in loads_runs(stage)}
     assert all(saves_runs(name) for name in loads_runs(stage))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_depends_on_exactly_the_metrics_that_it_reads(stage):
+    """The one that puts all results beside the papers reads those of earlier stages, full scale where it is there."""
+    from dipp_core.lab import paper_numbers
+
+    declared = {name for name in PIPELINE["stages"][stage]["deps"] if name.startswith("reports/metrics/")}
+    read = [*paper_numbers.METRICS, *paper_numbers.FULL] if stage == "41_paper_and_here" else []
+    assert declared == {f"reports/metrics/{name}.json" for name in read if name in STAGES}
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -73,7 +73,7 @@ class Roles(NamedTuple):
     world: LatentDiffusion
     gen: OneStepGenerator
     ta: nn.Module
-    judge: PreferenceReward
+    judge: nn.Module
     prompts: Prompts
 
     def networks(self) -> dict[str, nn.Module]:
@@ -100,8 +100,9 @@ def one_pass(roles: Roles, one: Pass, batch: int) -> Callable[[], None]:
     if one.work == "update":
         return _update(parameters)
     rows = 2 * batch if one.pair else batch
-    x = torch.randn(rows, *roles.world.z_shape, generator=rng).requires_grad_(one.work == "input")
-    t = schedule.time_of_index(torch.randint(20, 980, (rows,), generator=rng))
+    device = next(roles.world.denoiser.parameters()).device
+    x = torch.randn(rows, *roles.world.z_shape, generator=rng).to(device).requires_grad_(one.work == "input")
+    t = schedule.time_of_index(torch.randint(20, 980, (rows,), generator=rng)).to(device)
     cond = roles.prompts.draw((rows,), rng)
     wanted = {"forward": [], "parameters": parameters, "input": [x]}[one.work]
 

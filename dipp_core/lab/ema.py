@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from dipp_core.lab.sharded import sharded_like
+
 
 class EMA:
     """Exponential moving average of a module's trainable parameters: m <- d m + (1 - d) theta, at every `update`.
@@ -52,4 +54,4 @@ class EMA:
     def load_state_dict(self, state: dict) -> None:
         self.updates = state["updates"]
         for name, average in self.average.items():
-            average.copy_(state["average"][name])
+            average.copy_(sharded_like(state["average"][name], average))

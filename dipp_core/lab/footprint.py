@@ -138,6 +138,11 @@ class Ghosts:
         cond = {name: _new(rows, *shape) for name, shape in self.cond_shape.items()}
         return _new(rows, *self.world.z_shape), _new(rows), cond
 
+    def prompt_values(self, tokens: float) -> float:
+        """Numbers kept of a prompt of so many tokens: of these where a mask hides the padding, else of all."""
+        (length, width), (pooled,) = self.cond_shape["tokens"], self.cond_shape.get("pooled", (0,))
+        return (min(length, tokens) if "mask" in self.cond_shape else length) * width + pooled
+
 
 def _new(*shape: int) -> Tensor:
     return torch.empty(*shape, device="meta")
@@ -165,11 +170,18 @@ def ghosts(
         if checkpointing:
             memory.recompute_denoiser(denoiser)
         gen, ta = (trainable_copy(denoiser).float() for _ in range(2))
-    masked = denoiser.is_transformer
-    width = network.config.caption_channels if masked else network.config.cross_attention_dim
-    length = TOKENS.get(type(network).__name__, 120)
+    return Ghosts(LatentDiffusion(denoiser, "eps"), gen, ta, cond_shape(denoiser))
+
+
+def cond_shape(denoiser: Denoiser) -> dict[str, tuple[int, ...]]:
+    """Shapes of one prompt's leaves."""
+    config, masked = denoiser.network.config, denoiser.is_transformer
+    length = TOKENS.get(type(denoiser.network).__name__, 120)
+    width = config.caption_channels if masked else config.cross_attention_dim
     shapes = {"tokens": (length, width)} | ({"mask": (length,)} if masked else {})
-    return Ghosts(LatentDiffusion(denoiser, "eps"), gen, ta, shapes)
+    if denoiser.is_sdxl:
+        shapes["pooled"] = (config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim,)
+    return shapes
 
 
 # ----------------------------------------------------------------------------------------------------- passes of a step

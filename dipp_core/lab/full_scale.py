@@ -15,59 +15,31 @@ import importlib
 import pathlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from dipp_core.lab import preflight
-from dipp_core.lab.config import Section
+from dipp_core.lab.full_schema import FullScale
 from dipp_core.method.algorithm import PRESETS, Reward, Settings, preset
 from dipp_core.method.divergences import pseudo_huber
 from dipp_core.method.generator import OneStepGenerator, trainable_copy
 from dipp_core.method.schedule import normalised, sigma_power_weight, uniform_index_time
 from dipp_core.rewards import base as rewards
-from dipp_core.worlds import latent_files, memory, public
+from dipp_core.worlds import latent_files, memory, public, starts
 from dipp_core.worlds.latent import LatentDiffusion
+from dipp_core.worlds.latent_files import PIXART_TOKENS
 from dipp_core.worlds.lora import Adapted, SharedBase, merged
-from dipp_core.worlds.prompts import Prompts, encode_prompts
+from dipp_core.worlds.prompt_store import guessed_tokens, stored_prompts
+from dipp_core.worlds.prompts import Prompts, TextEncoder
 
 THE_REFERENCE = "the reference"
-Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Timestep = Annotated[int, Field(ge=0, le=999)]
+Say = Callable[[str], None]
 
 
 class FullScaleError(RuntimeError):
     """One line that says what is wrong with the description of a run, and what to do."""
-
-
-class FullScale(Section):
-    """A run at full scale.
-
-    reference, start: a folder, or a hub id (OWNER/NAME, or OWNER/NAME@COMMIT where it is not a known one); start may be
-    "the reference", or any one-step model of the same latents and prompts, with its own t_star and prediction.
-    profile: name of `preflight.PROFILES`; switches: what of it is to be otherwise. rewards: terms of a weighted sum,
-    {"reward": .., "source": .., "weight": ..}. prompts: a file of one prompt a line. tiny_vae: folder of one.
-    """
-
-    reference: str
-    start: str
-    t_star: Timestep
-    prediction: Literal["as its folder says", "eps", "x0", "v"]
-    profile: Literal["gpu24", "gpu80", "multi", "cpu"]
-    switches: dict[str, bool | int | str | list[str]]
-    method: Literal[tuple(PRESETS)]
-    alpha_rew: Number
-    alpha_cfg: Number
-    huber_c: Annotated[float, Field(gt=0)]
-    ta_steps: Annotated[int, Field(ge=0)]
-    timesteps: Annotated[list[Timestep], Field(min_length=2, max_length=2)]
-    rewards: list[dict[str, str | float]]
-    prompts: str
-    tiny_vae: str
-    fetch: bool
-    device: Literal["auto", "cpu", "cuda"]
 
 
 @dataclass
@@ -145,7 +117,7 @@ def settings_of(run: FullScale, switches: preflight.Switches, world: LatentDiffu
 # -------------------------------------------------------------------------------------------------------- the whole run
 
 
-def _roles(world: LatentDiffusion, start: LatentDiffusion, t_star: int, switches: preflight.Switches) -> tuple:
+def new_roles(world: LatentDiffusion, start: LatentDiffusion, t_star: int, switches: preflight.Switches) -> tuple:
     """Generator and assistant, as adapters or as networks of their own in float32; both recompute where it is said."""
     denoisers = {id(one.denoiser): one.denoiser for one in (world, start)}  # one, where the start is the reference
     if switches.roles == "full":
@@ -161,13 +133,9 @@ def _roles(world: LatentDiffusion, start: LatentDiffusion, t_star: int, switches
     return start.generator(t_star, adapted[id(start.denoiser)]), trainable_copy(adapted[id(world.denoiser)])
 
 
-def _start(run: FullScale, world: LatentDiffusion, folder: pathlib.Path, **how: Any) -> LatentDiffusion:
+def _start(run: FullScale, world: LatentDiffusion, path: pathlib.Path, **how: Any) -> LatentDiffusion:
     """The diffusion that the generator starts from: the reference, or another one that speaks its language."""
-    start = world if run.start == THE_REFERENCE else latent_files.load(folder, parts=("denoiser",), **how)
-    widths = [getattr(one.denoiser.network.config, "cross_attention_dim", None) for one in (world, start)]
-    if start.z_shape != world.z_shape or widths[0] != widths[1]:
-        shapes = f"latents {start.z_shape} and prompts of width {widths[1]}, not {world.z_shape} and {widths[0]}"
-        raise FullScaleError(f"{run.start} cannot start a generator for {run.reference}: it has {shapes}")
+    start = world if run.start == THE_REFERENCE else starts.load(path, world, **how)
     if run.prediction == "as its folder says":
         return start
     names = {short: name for name, short in latent_files.PREDICTIONS.items()}
@@ -175,10 +143,14 @@ def _start(run: FullScale, world: LatentDiffusion, folder: pathlib.Path, **how: 
     return replace(start, prediction_type=run.prediction, noise=noise)
 
 
-def _encoded(folder: pathlib.Path, texts: list[str], **how: Any) -> Prompts:
-    """The table of prompts; the text encoder is gone when this returns."""
-    index = latent_files.read_json(folder / "model_index.json", "it names the classes of a folder")
-    return encode_prompts(latent_files.read_text(folder, index, **how), texts).to(how["device"])
+def _encoded(folder: pathlib.Path, texts: list[str], cache: pathlib.Path, say: Say, **how: Any) -> Prompts:
+    """The table of prompts, on the disk; the text encoder, if one was needed at all, is gone when this returns."""
+
+    def load_encoder() -> TextEncoder:
+        return latent_files.read_text(folder, latent_files.read_json(folder / "model_index.json", "its index"), **how)
+
+    found = stored_prompts(cache, folder, texts, load_encoder=load_encoder, dtype=how["dtype"], say=say)
+    return found.to(how["device"])
 
 
 def _eyes(
@@ -187,56 +159,59 @@ def _eyes(
     """The reward and its tiny decoder, on the CPU: read first, since they are what is most often missing."""
     if not run.rewards or run.alpha_rew == 0 or PRESETS[run.method].get("alpha_rew") == 0:
         return None, None
+    if switches.tiny_vae and not run.tiny_vae:
+        raise FullScaleError("the switch tiny_vae needs a tiny decoder: give its folder as tiny_vae")
     decoder = memory.tiny_decoder(run.tiny_vae, dtype=dtype) if switches.tiny_vae else None
     return rewards.load(run.rewards, checkpointing=switches.checkpoint_reward), decoder
 
 
-def _reward(
-    world: LatentDiffusion, prompts: Prompts, judge: nn.Module, decoder: nn.Module | None, device: str
-) -> Reward:
-    seen = world if decoder is None else memory.seen_through(world, decoder.to(device))
-    return seen.reward(judge.to(device), prompts)
-
-
-def task_of(run: FullScale, prompts: int) -> preflight.Task:
-    """What the estimate of a run must know."""
+def task_of(run: FullScale, prompts: int, tokens: float = PIXART_TOKENS) -> preflight.Task:
+    """What the estimate of a run must know; tokens: the mean number of a prompt, where padding is not kept."""
     return preflight.Task(
         reference=run.reference,
         rewards=tuple(str(term.get("reward")) for term in run.rewards),
         star=PRESETS[run.method]["divergence"] == "score",
         guided=run.alpha_cfg > 0,
         prompts=prompts,
+        prompt_tokens=float(tokens),
         own_start=run.start != THE_REFERENCE,
         fetch=run.fetch,
     )
 
 
-def load(run: FullScale, *, folder: pathlib.Path | str = ".", say: Callable[[str], None] = print) -> Loaded:
-    """Check, estimate, then load a run; folder: where it will write. Prompts are encoded before the rest is loaded."""
+def load(
+    run: FullScale, *, folder: pathlib.Path | str = ".", cache: pathlib.Path | str | None = None, say: Say = print
+) -> Loaded:
+    """Check, estimate, then load a run. folder: where it will write; cache: where encoded prompts are kept, for this
+    run and others, "encoded_prompts" in the folder if none is given. They are encoded before the rest is loaded.
+    """
     switches = preflight.switched(run.profile, run.switches)
     texts, device = read_prompts(run.prompts), device_of(run)
     optimiser = adam(eight_bit=switches.eight_bit_adam, device=device)
-    preflight.check(task_of(run, len(texts)), switches, preflight.here(folder), say)
+    preflight.check(task_of(run, len(texts), guessed_tokens(texts)), switches, preflight.here(folder), say)
     reference = public.locate(run.reference, fetch=run.fetch)
-    own = reference if run.start == THE_REFERENCE else public.locate(run.start, fetch=run.fetch)
+    own = reference if run.start == THE_REFERENCE else starts.locate(run.start, fetch=run.fetch)
     how = {"dtype": getattr(torch, switches.dtype), "device": device}
     judge, decoder = _eyes(run, switches, how["dtype"])
-    prompts = _encoded(reference, texts, **how)
+    prompts = _encoded(reference, texts, pathlib.Path(cache or pathlib.Path(folder, "encoded_prompts")), say, **how)
     world = latent_files.load(reference, parts=("denoiser", "vae"), **how)
     start = _start(run, world, own, **how)
     settings = settings_of(run, switches, world)
-    gen, ta = _roles(world, start, run.t_star, switches)
+    gen, ta = new_roles(world, start, run.t_star, switches)
+    gen = gen if own == reference else starts.asked_as_published(gen, run.start, own, say)
     if switches.checkpoint_vae:
         for vae in filter(None, (world.vae, decoder)):
             memory.recompute_vae(vae)
-    reward = None if judge is None else _reward(world, prompts, judge, decoder, device)
+    seen = world if decoder is None else memory.seen_through(world, decoder.to(device))
+    reward = None if judge is None else seen.reward(judge.to(device), prompts)
     facts = run.model_dump(exclude={"fetch", "device"})
     return Loaded(world, gen, ta, prompts, reward, settings, optimiser, switches, reference, own, facts)
 
 
 def export(folder: pathlib.Path | str, loaded: Loaded, gen: OneStepGenerator) -> pathlib.Path:
     """Write a generator of this run as an ordinary pipeline, in float32; adapters are merged into published weights."""
-    start = latent_files.load(loaded.start, parts=("denoiser",))
+    reference = latent_files.load(loaded.reference)
+    start = reference if loaded.start == loaded.reference else starts.load(loaded.start, reference)
     network = copy.deepcopy(gen.network)
     if isinstance(network, Adapted):
         role = Adapted(SharedBase(start.denoiser, targets=loaded.switches.targets), rank=network.rank)
@@ -244,5 +219,4 @@ def export(folder: pathlib.Path | str, loaded: Loaded, gen: OneStepGenerator) ->
         network = merged(role)
     names = {short: name for name, short in latent_files.PREDICTIONS.items()}
     noise = start.noise | {"prediction_type": names[gen.prediction_type]}
-    whole = OneStepGenerator(network.cpu(), gen.schedule, t_star=gen.t_star, prediction_type=gen.prediction_type)
-    return latent_files.export(folder, replace(latent_files.load(loaded.reference), noise=noise), whole)
+    return starts.export(folder, replace(reference, noise=noise), starts.rebuilt(gen, network.cpu()))

@@ -59,6 +59,6 @@ def scales() -> list[dict]:
     """The three scales and what they ask of a machine."""
     return [
         {"scale": "smoke", "meant for": "the tests", "time a notebook": "seconds", "needs": "any CPU"},
-        {"scale": "mini", "meant for": "reading and teaching", "time a notebook": "up to a minute", "needs": "2 cores"},
-        {"scale": "full", "meant for": "more samples and steps", "time a notebook": "minutes", "needs": "2 cores"},
+        {"scale": "mini", "meant for": "reading, teaching", "time a notebook": "up to 20 minutes", "needs": "2 cores"},
+        {"scale": "full", "meant for": "more samples, steps", "time a notebook": "hours", "needs": "a GPU from 30 on"},
     ]

@@ -3,7 +3,8 @@
     python -m dipp_core.lab.notebook clean             write the cleaned sources (first stage of the pipeline)
     python -m dipp_core.lab.notebook run STAGE         run one notebook and publish under reports/
     python -m dipp_core.lab.notebook strip [STAGE ..]  remove outputs from notebooks before a commit
-    python -m dipp_core.lab.notebook contents          write reports/index.html (last stage of the pipeline)
+    python -m dipp_core.lab.notebook site              write the site, reports/index.html (last stage of the pipeline)
+    python -m dipp_core.lab.notebook slides            write the lecture, reports/slides/index.html
     python -m dipp_core.lab.notebook lint              check what every notebook must be
 
 A run works on copies: the code and the notebook are copied first, results are collected in a folder of their own and
@@ -169,13 +170,14 @@ def run(stage: str, overrides: dict | None = None, reports: pathlib.Path | None 
         shutil.rmtree(work, ignore_errors=True)
 
 
-def write_contents() -> None:
-    """reports/index.html: the way into the pages."""
-    from dipp_core.lab import page, report
+def write_site(command: str) -> None:
+    """`site`: reports/index.html and reports/site; `slides`: reports/slides."""
+    from dipp_core.lab import chapters, site, slides
 
-    reports = config.root() / "reports"
-    pages = sorted((reports / "notebooks").glob("[0-9][0-9]_*.html"))
-    report.write_atomically(reports / "index.html", page.contents(pages).encode())
+    try:
+        {"site": site.build, "slides": slides.build}[command](config.root())
+    except chapters.SiteError as error:
+        raise StageError(f"{command}: {error}") from None
 
 
 def lint(stages: list[str]) -> list[str]:
@@ -201,7 +203,7 @@ def lint(stages: list[str]) -> list[str]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m dipp_core.lab.notebook", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("clean", "contents", "lint"):
+    for name in ("clean", "site", "slides", "lint"):
         commands.add_parser(name)
     commands.add_parser("strip").add_argument("stages", nargs="*")
     one = commands.add_parser("run")
@@ -220,8 +222,8 @@ def main(arguments: list[str] | None = None) -> int:
             run(args.stage, config.read_pairs(args.set), args.reports)
         elif args.command == "clean":
             sources.write_all_cleaned()
-        elif args.command == "contents":
-            write_contents()
+        elif args.command in ("site", "slides"):
+            write_site(args.command)
         elif args.command == "strip":
             sources.strip(args.stages or sources.stages())
         elif faults := lint(sources.stages()):

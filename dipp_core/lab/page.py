@@ -146,29 +146,11 @@ def render(notebook: dict, figures_folder: pathlib.Path | None = None, scale: st
     """The page of one executed notebook; `figures_folder` holds the figures that it published."""
     found = sorted(figures_folder.glob("*.[pg][ni][gf]")) if figures_folder and figures_folder.is_dir() else []
     figures = {
-        hashlib.sha256(path.read_bytes()).hexdigest(): f"../figures/{figures_folder.name}/{path.name}" for path in found
+        hashlib.sha256(path.read_bytes()).hexdigest(): f"../figures/{path.parent.name}/{path.name}" for path in found
     }
     cells = [cell for cell in notebook["cells"] if "hide" not in cell.get("metadata", {}).get("tags", [])]
     body = (SMOKE if scale == "smoke" else "") + "\n".join(_cell(cell, figures) for cell in cells)
     title = next((m.group(1) for c in cells if (m := re.match(r"# (.+)", c["source"]))), "notebook")
-    return _page(re.sub(r"\$", "", title), body)
-
-
-def _page(title: str, body: str) -> str:
     css = pathlib.Path(__file__).with_name("page.css").read_text()
     colours = HtmlFormatter(style="friendly").get_style_defs("pre")
-    return PAGE.format(title=html.escape(title), css=(css + colours).strip(), body=body)
-
-
-def contents(pages: list[pathlib.Path]) -> str:
-    """The table of contents of the book, from its pages: title, what it shows, first figure."""
-    rows = ["<h1>Diff-Instruct++ companion</h1>"]
-    for path in pages:
-        text = path.read_text()
-        title = re.search(r"<title>(.*?)</title>", text).group(1)
-        about = re.search(r"<strong>What you will see\.</strong>(.*?)</p>", text, re.DOTALL)
-        figure = re.search(r'<img src="\.\./(figures/[^"]+)" alt="([^"]*)">', text)
-        rows.append(f'<h2><a href="notebooks/{path.name}">{path.stem[:2]} {title}</a></h2>')
-        rows.append(f"<section><p>{about.group(1).strip() if about else ''}</p></section>")
-        rows.append(f'<figure><img src="{figure.group(1)}" alt="{figure.group(2)}"></figure>' if figure else "")
-    return _page("Diff-Instruct++ companion", "\n".join(rows))
+    return PAGE.format(title=html.escape(re.sub(r"\$", "", title)), css=(css + colours).strip(), body=body)

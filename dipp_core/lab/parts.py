@@ -2,7 +2,7 @@
 
 *Parts* are modules, optimisers, learning-rate schedules, an EMA, anything else with `state_dict` and
 `load_state_dict`, and `torch.Generator`s, each under a name. Modules that Accelerate or DistributedDataParallel wrapped
-are unwrapped by the caller.
+are unwrapped by the caller. What is sharded over processes becomes whole, and is sharded again where it is loaded.
 """
 
 import random
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from dipp_core.lab.sharded import kind_of, sharded_like, whole
 
 Parts = Mapping[str, Any]
 
@@ -43,7 +45,7 @@ def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         while name in tensors:
             name += "_"
-        tensors[name] = value.detach()
+        tensors[name] = whole(value.detach())
         return {"tensor": name}
     if isinstance(value, Mapping):
         return {"dict": [[key, pack(inner, f"{name}.{key}".strip("."), tensors)] for key, inner in value.items()]}
@@ -86,8 +88,15 @@ def load_state(part: Any, packed: Any, tensors: Mapping[str, Tensor]) -> None:
         part.set_state(state)
     elif isinstance(part, torch.nn.Module):
         live = part.state_dict()  # knows the versions of its layers, which a plain dict does not
-        live.update(state)
+        live.update({name: sharded_like(value, live.get(name)) for name, value in state.items()})
         part.load_state_dict(live)
+    elif isinstance(part, torch.optim.Optimizer):
+        weights = [weight for group in part.param_groups for weight in group["params"]]
+        for number, own in state["state"].items():
+            shape = weights[number].shape
+            same = {key: value for key, value in own.items() if getattr(value, "shape", None) == shape}
+            own.update({key: sharded_like(value, weights[number]) for key, value in same.items()})
+        part.load_state_dict(state)
     else:
         part.load_state_dict(state)
 
@@ -103,7 +112,7 @@ def form(part: Any, tensors: Mapping[str, Tensor]) -> dict:
         groups = enumerate(group["params"] for group in part.param_groups)
         tensors = {f"parameter {i} of group {g}": value for g, group in groups for i, value in enumerate(group)}
     forms = {name: f"{str(value.dtype)[6:]} {tuple(value.shape)}" for name, value in tensors.items()}
-    return {"kind": type(part).__name__, "tensors": forms}
+    return {"kind": kind_of(part), "tensors": forms}
 
 
 def difference(part: Any, saved: dict) -> str | None:

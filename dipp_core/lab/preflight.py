@@ -24,8 +24,8 @@ from dipp_core.worlds import public
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2}
 CHOICES = {"roles": ("lora", "full"), "dtype": tuple(BYTES)}
-# what the libraries take, and a share of the activations for workspaces and fragments
-OVERHEAD = {"GPU": (0.8 * GIB, 0.10), "CPU": (0.6 * GIB, 0.05)}
+# what the libraries take, and shares of activations and of the rest for fragments; of a CPU as `make bench-large` found
+OVERHEAD = {"GPU": (0.8 * GIB, 0.10, 0.0), "CPU": (0.6 * GIB, 0.20, 0.20)}
 KEPT = 3  # checkpoints on the disk at once: the last two, and the one being written
 
 
@@ -38,8 +38,8 @@ class Switches:
     """What decides how much memory a run takes.
 
     roles: "lora", adapters on one base, or "full", networks of their own that learn in float32. dtype: of all that is
-    frozen. batch: of one process. checkpoint_*: gradient checkpointing. tiny_vae: the reward sees pictures through a
-    tiny decoder. eight_bit_adam: needs bitsandbytes and a GPU.
+    frozen. batch: of one process. micro: rows of it computed at a time, 0 is all; it costs a forward pass more.
+    checkpoint_*: gradient checkpointing. tiny_vae: the reward's decoder. eight_bit_adam: needs bitsandbytes and a GPU.
     """
 
     roles: str = "lora"
@@ -47,6 +47,7 @@ class Switches:
     targets: tuple[str, ...] = ("attention",)
     dtype: str = "bfloat16"
     batch: int = 4
+    micro: int = 0
     checkpoint_denoiser: bool = True
     checkpoint_vae: bool = True
     checkpoint_reward: bool = True
@@ -83,23 +84,24 @@ CURES = (
     {"checkpoint_denoiser": True},
     {"checkpoint_vae": True},
     {"checkpoint_reward": True},
+    {"micro": 1},
     {"eight_bit_adam": True},
     {"dtype": "bfloat16"},
     {"roles": "lora"},
-    {"batch": 1},
     {"tiny_vae": True},
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is to be run. own_start: the generator starts from another model than the reference."""
+    """What is to be run. own_start: from another model than the reference. prompt_tokens: mean number in a prompt."""
 
     reference: str
     rewards: tuple[str, ...] = ("image_reward",)
     star: bool = False
     guided: bool = True
     prompts: int = 1000
+    prompt_tokens: float = 120.0
     own_start: bool = False
     fetch: bool = False
 
@@ -140,15 +142,15 @@ def estimate(task: Task, switches: Switches, kind: str) -> list[Part]:
     found, size = public.describe(task.reference, fetch=task.fetch), BYTES[switches.dtype]
     roles = _ghosts(found, switches)
     base, tuned = footprint.count(roles.world.denoiser), footprint.count(roles.gen)
-    vae, text = (footprint.count(public.on_meta(found[name])) for name in ("vae", "text"))
-    towers = [footprint.TOWERS[name] for name in task.rewards if name in footprint.TOWERS]
-    judges = sum(tower.parameters for tower in towers)
+    counts = {name: footprint.count(public.on_meta(found[name])) for name in found if name != "denoiser"}
+    vae, text = counts.pop("vae"), sum(counts.values())
+    judges = sum(footprint.TOWERS[name].parameters for name in task.rewards if name in footprint.TOWERS)
     adam = 2 * tuned * (2 if switches.eight_bit_adam else 8)
-    (length, width), stage = roles.cond_shape["tokens"], _activations(found, roles, task, switches)
-    flat, share = OVERHEAD[kind]
+    stage, encoded = _activations(found, roles, task, switches), roles.prompt_values(task.prompt_tokens) * size + 32
+    flat, of_stage, of_rest = OVERHEAD[kind]
     judged = judges * 4 if kind == "CPU" else 0  # rewards wait in main memory while prompts are encoded
     own = base if task.own_start else 0
-    return [
+    parts = [
         Part("reference, frozen", base * size, base * 4),
         *([Part("start of the generator", own * size * (switches.roles == "lora"), own * 4)] if own else []),
         Part("generator and assistant", 2 * tuned * 4),
@@ -157,9 +159,12 @@ def estimate(task: Task, switches: Switches, kind: str) -> list[Part]:
         *([Part("gradients in exchange", 2 * tuned * 4)] if switches.processes > 1 else []),
         Part("VAE", vae * size, vae * 4),
         Part("rewards", judges * 4, judges * 4),
-        Part(f"{task.prompts:,} prompts, encoded", (task.prompts + 1) * length * width * size),
+        Part(f"{task.prompts:,} prompts, encoded", disk=task.prompts * encoded),
+    ]
+    return [
+        *parts,
         Part(f"activations and gradients ({stage[0]})", stage[1]),
-        Part("libraries, workspaces", flat + share * stage[1]),
+        Part("libraries, workspaces", flat + of_stage * stage[1] + of_rest * sum(part.memory for part in parts)),
         Part("text encoder, before training", text * size + flat + judged, text * 4, before=True),
         Part(f"{KEPT} checkpoints", disk=KEPT * (3 * tuned * 4 + adam)),
         Part("exported pipeline", disk=(base + vae + text) * size),
@@ -179,18 +184,16 @@ def _ghosts(found: dict[str, dict], switches: Switches) -> footprint.Ghosts:
 
 def _activations(found: dict, roles: footprint.Ghosts, task: Task, switches: Switches) -> tuple[str, float]:
     """The stage of a step that takes most beside the weights, and what it takes."""
-    batch = switches.batch
+    whole, batch = switches.batch, min(switches.micro or switches.batch, switches.batch)
     kept, most = footprint.learning_pass(roles, batch)
+    kept = kept if batch == whole else 0  # in chunks, what is between the passes is latents alone
     divergence = footprint.divergence_pass(roles, batch, star=task.star, guided=task.guided)
     stages = {"learning": most, "divergence": kept + divergence}
     stages["Adam's step"] = 8 * footprint.count(roles.gen)  # gradients, and as much again while it divides
     if task.rewards:
         vae = json.dumps({"_class_name": "AutoencoderTiny"} if switches.tiny_vae else found["vae"])
-        latents, how = (
-            (batch, *roles.world.z_shape),
-            {"dtype": switches.dtype, "checkpointing": switches.checkpoint_vae},
-        )
-        held, peak = footprint.picture_pass(vae, latents, **how)
+        how = {"dtype": switches.dtype, "checkpointing": switches.checkpoint_vae}
+        held, peak = footprint.picture_pass(vae, (batch, *roles.world.z_shape), **how)
         towers = [footprint.TOWERS[name] for name in task.rewards if name in footprint.TOWERS]
         judged = sum(tower.activations(batch, checkpointing=switches.checkpoint_reward) for tower in towers)
         stages["reward"] = kept + max(held + judged, peak)
@@ -233,7 +236,7 @@ def check(task: Task, switches: Switches, machine: Machine, say: Callable[[str],
 
 def cure(task: Task, switches: Switches, machine: Machine) -> str:
     """The first switch that makes a run fit, else the first few together, in words."""
-    left = [one for one in CURES if replace(switches, **one) != switches]
+    left = [one for one in CURES if replace(switches, **one) != switches and one != {"micro": switches.batch}]
     if machine.kind == "CPU" or importlib.util.find_spec("bitsandbytes") is None:
         left = [one for one in left if "eight_bit_adam" not in one]
     together = [{key: value for one in left[: n + 1] for key, value in one.items()} for n in range(1, len(left))]

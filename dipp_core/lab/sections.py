@@ -9,6 +9,8 @@ from pydantic import Field
 
 from dipp_core.lab.config import Section
 from dipp_core.lab.section_types import Count, Positive
+from dipp_core.lab.sections_book import Exercises, PaperAndHere, Playground, Solutions, YourOwnPreferences
+from dipp_core.lab.sections_full import Evaluation, Pixart, Sd15
 from dipp_core.lab.sections_miniature import Alignment, Distillation, MiniatureResults, MiniatureWorld, Reference
 
 
@@ -205,4 +207,12 @@ SECTIONS: dict[str, type[Section]] = {
     "distillation": Distillation,
     "alignment": Alignment,
     "miniature_results": MiniatureResults,
+    "sd15": Sd15,
+    "pixart": Pixart,
+    "evaluation": Evaluation,
+    "paper_and_here": PaperAndHere,
+    "exercises": Exercises,
+    "playground": Playground,
+    "your_own_preferences": YourOwnPreferences,
+    "solutions": Solutions,
 }

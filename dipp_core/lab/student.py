@@ -4,6 +4,7 @@ The miniature and full scale learn here, with the same code and other numbers.
 """
 
 import copy
+import functools
 import pathlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from dipp_core.lab import train
 from dipp_core.lab.ema import EMA
+from dipp_core.lab.processes import ALONE, Group
 from dipp_core.method.algorithm import Reward, Settings, align
 from dipp_core.method.generator import OneStepGenerator, trainable_copy
-from dipp_core.method.staged import Backward
 from dipp_core.worlds.latent import LatentDiffusion
+from dipp_core.worlds.memory import in_chunks
 from dipp_core.worlds.prompts import Prompts
 
 Adam = Callable[..., torch.optim.Optimizer]  # (parameters, lr, betas) -> optimiser
@@ -66,21 +68,6 @@ class Pace:
     ema: float = 0.99
 
 
-@dataclass(frozen=True)
-class Group:
-    """Processes that compute one run together; the default is one alone.
-
-    share: see `Settings`. joined: makes a network's backward pass give the mean gradient of all processes.
-    """
-
-    share: tuple[int, int] = (0, 1)
-    joined: Callable[[nn.Module], Callable] = lambda network: network
-    backward: Backward = torch.autograd.backward
-
-
-ALONE = Group()
-
-
 def described(settings: Settings) -> dict[str, Any]:
     """What tells one member of the family from another, as JSON; weights are functions, and not among it."""
     plain = "divergence guidance batch_shape z_shape ta_steps share_samples per_sample_normaliser max_grad_norm"
@@ -89,8 +76,10 @@ def described(settings: Settings) -> dict[str, Any]:
     return found | {"time_sampler": settings.time_sampler.name, "distance": settings.distance.name}
 
 
-def _parts(student: Student, roles: tuple[str, ...], pace: Pace, seed: int, adam: Adam) -> dict[str, Any]:
+def _parts(student: Student, roles: tuple[str, ...], pace: Pace, seed: int, adam: Adam, group: Group) -> dict:
     """All that changes while a student learns, by name: networks, optimisers, their rates, average, generator."""
+    for role in roles:
+        group.spread(getattr(student, role))
 
     def rate(step: int) -> float:
         return min(1.0, (1 - step / pace.steps) / (1 - pace.flat))
@@ -104,13 +93,23 @@ def _parts(student: Student, roles: tuple[str, ...], pace: Pace, seed: int, adam
     return parts
 
 
-def _arguments(student: Student, world: LatentDiffusion, parts: dict, group: Group, settings: Settings) -> dict:
-    """What `align` is given in every step, beside prompts and reward."""
-    ta = world.score(group.joined(student.ta)) if "ta" in parts else None
-    given = {"gen": group.joined(student.gen), "ref": world.score(), "ta": ta, "schedule": world.schedule}
+def _arguments(
+    student: Student,
+    world: LatentDiffusion,
+    prompts: Prompts,
+    reward: Reward | None,
+    parts: dict,
+    settings: Settings,
+    group: Group,
+    micro: int,
+) -> dict:
+    """What `align` is given in every step."""
+    gen, ta, ref = (in_chunks(network, micro) for network in (student.gen, student.ta, world.denoiser))
+    given = {"gen": group.joined(gen), "ref": world.score(ref), "reward": in_chunks(reward, micro)}
+    given |= {"ta": world.score(group.joined(ta)) if "ta" in parts else None, "schedule": world.schedule}
     given |= {f"{role}_optimizer": parts.get(f"{role}_adam") for role in ("gen", "ta")}
     given |= {"settings": replace(settings, share=group.share), "backward": group.backward}
-    return given | {"generator": parts["draws"]}
+    return given | {"generator": parts["draws"], "draw_cond": prompts.draw, "null_cond": prompts.null_cond}
 
 
 def _averaged(evaluate: Callable[[int, Student], dict], student: Student, ema: EMA) -> Callable[[int], dict]:
@@ -136,6 +135,7 @@ def teach(
     plan: dict | None = None,
     evaluate: Callable[[int, Student], dict] | None = None,
     group: Group = ALONE,
+    micro: int = 0,
     adam: Adam = torch.optim.Adam,
     facts: dict | None = None,
     say: Callable[[str], None] = print,
@@ -143,22 +143,22 @@ def teach(
     """Let a student learn, in place, and return it with the averaged generator; resumed if the folder has begun it.
 
     reward(x0, cond): see `LatentDiffusion.reward`. plan: fields of `train.Plan`. evaluate(step, student): see
-    `train.run`, with the averaged generator. facts: JSON that tells this run from others, beside the rest.
+    `train.run`, with the averaged generator. micro: see `in_chunks`. facts: JSON that tells this run from others.
     """
     roles = ("gen", "ta") if settings.ta_steps else ("gen",)
-    parts = _parts(student, roles, pace, seed, adam)
-    given = _arguments(student, world, parts, group, settings)
-    given |= {"reward": reward, "draw_cond": prompts.draw, "null_cond": prompts.null_cond}
-    train.run(
+    parts = _parts(student, roles, pace, seed, adam, group)
+    given = _arguments(student, world, prompts, reward, parts, settings, group, micro)
+    learn = functools.partial(
+        train.run,
         folder,
-        lambda start: align(**given, steps=pace.steps, start_step=start),
+        lambda start: group.records(start, align(**given, steps=pace.steps, start_step=start)),
         parts,
         train.Plan(steps=pace.steps, **(plan or {})),
         {"pace": asdict(pace), "seed": seed, "settings": described(settings)} | (facts or {}),
         after_step=[*(parts[f"{role}_rate"].step for role in roles), parts["ema"].update],
         evaluate=evaluate and _averaged(evaluate, student, parts["ema"]),
-        writes=group.share[0] == 0,
-        say=say,
     )
-    with parts["ema"].averaged():
-        return Student(copy.deepcopy(student.gen), student.ta)
+    with group.together():
+        learn(writes=group.share[0] == 0, anywhere=group.anywhere, say=say)
+        with parts["ema"].averaged():
+            return Student(group.copied(student.gen), student.ta)

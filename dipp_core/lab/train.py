@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from dipp_core.lab import checkpoint, curves
-from dipp_core.lab.parts import Parts
+from dipp_core.lab.parts import Parts, state_of
 from dipp_core.lab.pictures import Screen, is_live
 from dipp_core.method.algorithm import StepRecord
 from dipp_core.method.staged import NonFiniteError
@@ -83,10 +83,13 @@ class _Keeper:
     evaluate: Evaluate | None
     say: Say
     log: BinaryIO | None
+    anywhere: Callable[[bool], bool]
     screen: Screen
-    seconds: float
-    last: pathlib.Path | None
+    begun: checkpoint.Checkpoint
     saved: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self):
+        self.seconds, self.last = self.begun.facts.get("seconds", 0.0), self.begun.path
 
     @property
     def folder(self) -> pathlib.Path:
@@ -110,16 +113,18 @@ class _Keeper:
 
     def keep(self, done: int, last: bool) -> None:
         """Save and draw what is due after a step; the last step is always saved."""
-        if not self.log:
-            return
-        plan, late = self.plan, time.monotonic() - self.saved > 60 * self.plan.save_minutes
-        if last or late or (plan.save_steps and done % plan.save_steps == 0):
+        plan, late = self.plan, bool(self.log) and time.monotonic() - self.saved > 60 * self.plan.save_minutes
+        due = last or (plan.save_steps and done % plan.save_steps == 0) or self.anywhere(late)
+        if due and not self.log:
+            for part in self.parts.values():
+                state_of(part)  # of what is sharded over processes, all hand over their part
+        elif due:
             self.seconds += time.monotonic() - self.saved
             self.saved = time.monotonic()
             facts = {"seconds": self.seconds, "log_bytes": curves.size_on_disk(self.log)}
             often = {"keep_last": plan.keep_last, "keep_every": plan.keep_every}
             self.last = checkpoint.save(self.folder, done, self.parts, self.settings, facts=facts, **often)
-        if self.screen.is_due():
+        if self.log and self.screen.is_due():
             self.screen.draw_curves()
 
     def publish(self) -> None:
@@ -191,7 +196,7 @@ def _steps(records: Iterable[Record], start: int, keeper: _Keeper, after_step: S
             if keeper.log and (done % keeper.plan.log_steps == 0 or done == steps):
                 curves.append(keeper.log, done, values)
             keeper.evaluated(done)
-            last = bool(asked) or done == steps
+            last = done == steps or keeper.anywhere(bool(asked))
             keeper.keep(done, last)
             bar.set_postfix({k: f"{v:.3g}" for k, v in values.items() if isinstance(v, float)}, refresh=False)
             bar.update()
@@ -212,6 +217,7 @@ def run(
     after_step: Sequence[Callable[[], Any]] = (),
     evaluate: Evaluate | None = None,
     writes: bool = True,
+    anywhere: Callable[[bool], bool] = bool,
     say: Say = print,
 ) -> Outcome:
     """Begin a run, or continue it from its last checkpoint in this folder; returns when all its steps are done.
@@ -220,12 +226,11 @@ def run(
     parts: all that changes from step to step, by name (see `parts`). settings: what makes this run this run, JSON; a
     checkpoint of other settings is refused. after_step: called after every step, say `ema.update`, `decay.step`.
     evaluate(steps done): numbers, which become curves `eval_*`, and matplotlib figures; it must leave the parts alone.
-    writes: True in one process only, where there are several.
+    writes: True in one process only, where there are several; anywhere(flag) then tells whether it is so in any.
     """
     folder = pathlib.Path(folder)
     with contextlib.ExitStack() as stack:
-        if writes:
-            stack.enter_context(checkpoint.locked(folder))
+        stack.enter_context(checkpoint.locked(folder) if writes else contextlib.nullcontext())
         found = checkpoint.resume(folder, parts, settings, say) or checkpoint.Checkpoint(None, 0, settings, {}, {})
         start = found.step
         if start > plan.steps:
@@ -234,7 +239,7 @@ def run(
             say(f"{folder}: {'complete' if start == plan.steps else 'continued'} at step {start} of {plan.steps}")
         log = stack.enter_context(curves.open_log(folder, found.facts.get("log_bytes", 0), say)) if writes else None
         screen = Screen(folder, live=writes and is_live(plan.progress))
-        keeper = _Keeper(parts, plan, settings, evaluate, say, log, screen, found.facts.get("seconds", 0.0), found.path)
+        keeper = _Keeper(parts, plan, settings, evaluate, say, log, anywhere, screen, found)
         if start < plan.steps:
             with keeper.guarded():
                 if not start:

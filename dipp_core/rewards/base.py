@@ -200,6 +200,14 @@ def _loader(name: str) -> Callable[..., Judge]:
     }[name]
 
 
+def about(name: str) -> About:
+    """What is known of a named reward, without its files."""
+    from dipp_core.rewards import aesthetic, clip, hps, image_reward, pick
+
+    known = [image_reward.ABOUT, *(replace(hps.ABOUT, name=own, version=version) for version, own in hps.NAMES.items())]
+    return {one.name: one for one in [*known, pick.ABOUT, clip.ABOUT, aesthetic.ABOUT]}[name]
+
+
 def finish(judge: Judge, *, source: Any, dtype: torch.dtype, device: torch.device | str) -> Judge:
     """The last step of every loader: where the weights came from, precision, device."""
     judge.about = replace(judge.about, source=str(source))

@@ -3,12 +3,15 @@
 Every flaw is one line: which file, what is wrong with it, what to do. Nothing is fetched unless a hub id is given.
 """
 
+import contextlib
 import json
+import logging
 import pathlib
 import pickle
 import re
+import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +145,19 @@ def read_description(path: pathlib.Path, read: Callable[[pathlib.Path], Any]) ->
         return read(path)
     except Exception as error:
         raise RewardError(f"{path} cannot be read ({first_line(error)}); {AGAIN}") from None
+
+
+@contextlib.contextmanager
+def quiet_packages() -> Iterator[None]:
+    """The packages of rewards remark on their own insides, in warnings and in the log of the whole process."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def first_line(error: Exception) -> str:

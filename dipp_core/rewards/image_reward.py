@@ -69,6 +69,12 @@ def build(med_config: pathlib.Path, vocabulary: pathlib.Path) -> nn.Module:
     return network
 
 
+def recomputed(network: nn.Module) -> nn.Module:
+    """The network with gradient checkpointing in the blocks of both its towers."""
+    recompute([*network.blip.visual_encoder.blocks, *network.blip.text_encoder.encoder.layer])
+    return network
+
+
 def load(
     source: str | pathlib.Path | None,
     *,
@@ -81,5 +87,5 @@ def load(
     network = build(paths["med_config.json"], paths["vocab.txt"])
     fill(network, paths["ImageReward.pt"], unused=UNUSED)
     if checkpointing:
-        recompute([*network.blip.visual_encoder.blocks, *network.blip.text_encoder.encoder.layer])
+        recomputed(network)
     return finish(ImageRewardJudge(ABOUT, network), source=source, dtype=dtype, device=device)

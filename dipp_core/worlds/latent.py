@@ -1,4 +1,4 @@
-"""Text-to-image diffusion in a latent space, in the roles of the method: SD1.5, PixArt-alpha and the miniature alike.
+"""Text-to-image diffusion in a latent space, in the roles of the method: SD1.5, SDXL, PixArt-alpha and the miniature.
 
 A model is a folder in diffusers format (`latent_files.load`). Here its parts get one convention: the denoiser is a
 network (xt, t, cond) -> prediction for `score_model` and `OneStepGenerator`, latents are scaled as in training,
@@ -24,9 +24,10 @@ from dipp_core.worlds.prompts import Prompts, TextEncoder, encode_prompts
 class Denoiser(nn.Module):
     """A diffusers denoiser as a network (xt, t, cond) -> prediction; xt (B, C, H, W), t (B,), cond as in `Prompts`.
 
-    Times become integer timesteps. A UNet sees all tokens. A PixArt transformer sees those the mask leaves, and, where
-    it was trained with them, resolution and aspect ratio; of its twice as many output channels the second half is a
-    learned variance, which no score needs.
+    Times become integer timesteps. A UNet sees all tokens; SDXL's also sees a vector for the whole prompt, "pooled",
+    and the sizes of the picture. A PixArt transformer sees the tokens that the mask leaves, and, where it was trained
+    with them, resolution and aspect ratio; of its twice as many output channels the second half is a learned variance,
+    which no score needs.
 
     latent_scale: pixels per latent pixel, in each direction.
     """
@@ -37,6 +38,7 @@ class Denoiser(nn.Module):
         self.channels = network.config.in_channels
         self.is_transformer = "Transformer" in type(network).__name__
         self.knows_size = self.is_transformer and network.use_additional_conditions
+        self.is_sdxl = getattr(network.config, "addition_embed_type", None) == "text_time"
 
     def picture_size(self, xt: Tensor) -> dict[str, Tensor | None]:
         """PixArt's added conditions: height and width in pixels, (B, 2), and their ratio, (B, 1)."""
@@ -46,12 +48,23 @@ class Denoiser(nn.Module):
         size, ratio = xt.new_tensor([height, width]), xt.new_tensor([height / width])
         return {"resolution": size.expand(len(xt), 2), "aspect_ratio": ratio.expand(len(xt), 1)}
 
+    def time_ids(self, xt: Tensor) -> Tensor:
+        """SDXL's added conditions, (B, 6): original size, crop and target size, for a whole picture of the size of xt.
+
+        In float32: sizes in pixels have more digits than bfloat16.
+        """
+        height, width = (self.latent_scale * n for n in xt.shape[-2:])
+        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=xt.device)
+        return sizes.expand(len(xt), 6)
+
     def forward(self, xt: Tensor, t: Tensor, cond: Cond) -> Tensor:
         dtype = next(self.network.parameters()).dtype
         x, index = xt.to(dtype), self.schedule.index_of_time(t).expand(len(xt))
         inputs = {"timestep": index, "encoder_hidden_states": cond["tokens"].to(dtype), "return_dict": False}
         if self.is_transformer:
             inputs |= {"encoder_attention_mask": cond["mask"], "added_cond_kwargs": self.picture_size(x)}
+        if self.is_sdxl:
+            inputs["added_cond_kwargs"] = {"text_embeds": cond["pooled"].to(dtype), "time_ids": self.time_ids(x)}
         return self.network(x, **inputs)[0][:, : self.channels].to(xt.dtype)
 
 

@@ -21,8 +21,11 @@ PARTS = ("denoiser", "vae", "text")
 # pipeline class -> the folder of its denoiser and the class that it is loaded with
 PIPELINES = {
     "StableDiffusionPipeline": ("unet", "UNet2DConditionModel"),
+    "StableDiffusionXLPipeline": ("unet", "UNet2DConditionModel"),
     "PixArtAlphaPipeline": ("transformer", "PixArtTransformer2DModel"),
 }
+TEXTS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
 # class named in the folder -> (library, class that loads it)
 CLASSES = {
     "UNet2DConditionModel": ("diffusers", "UNet2DConditionModel"),
@@ -30,12 +33,7 @@ CLASSES = {
     "Transformer2DModel": ("diffusers", "PixArtTransformer2DModel"),  # PixArt-alpha as first published
     "AutoencoderKL": ("diffusers", "AutoencoderKL"),
     "AutoencoderTiny": ("diffusers", "AutoencoderTiny"),
-    "CLIPTextModel": ("transformers", "CLIPTextModel"),
-    "T5EncoderModel": ("transformers", "T5EncoderModel"),
-    "CLIPTokenizer": ("transformers", "CLIPTokenizer"),
-    "CLIPTokenizerFast": ("transformers", "CLIPTokenizerFast"),
-    "T5Tokenizer": ("transformers", "T5Tokenizer"),
-    "T5TokenizerFast": ("transformers", "T5TokenizerFast"),
+    **{name: ("transformers", name) for name in (*TEXTS, *TOKENIZERS)},
 }
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 NOISE = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "trained_betas", "prediction_type")
@@ -72,11 +70,11 @@ def load(
         raise ModelError(f"{folder} is made for {pipeline}, which is not known here: {', '.join(PIPELINES)}")
     place, loads_with = PIPELINES[pipeline]
     noise = read_noise(folder)
-    network = _network(folder, place, index, dtype, loads_with)
+    network = read_network(folder, place, index, dtype, loads_with)
     return LatentDiffusion(
         Denoiser(network, noise_schedule(noise), latent_scale=_latent_scale(folder)).to(device),
         PREDICTIONS[noise["prediction_type"]],
-        vae=_network(folder, "vae", index, dtype, "AutoencoderKL").to(device) if "vae" in parts else None,
+        vae=read_network(folder, "vae", index, dtype, "AutoencoderKL").to(device) if "vae" in parts else None,
         text=read_text(folder, index, dtype=dtype, device=device) if "text" in parts else None,
         noise=noise,
         source=str(folder),
@@ -84,16 +82,24 @@ def load(
 
 
 def read_text(folder: pathlib.Path, index: dict, *, dtype: torch.dtype, device: torch.device | str) -> TextEncoder:
-    """The text encoder of a folder; the pipeline it is made for says how prompts are padded and masked."""
-    encoder = _network(folder, "text_encoder", index, dtype, "CLIPTextModel", "T5EncoderModel")
-    _, tokenizer_class = _class_of(folder, "tokenizer", index, "CLIPTokenizer", "T5Tokenizer")
-    try:
-        tokenizer = tokenizer_class.from_pretrained(folder / "tokenizer", local_files_only=True)
-    except Exception as error:
-        raise ModelError(f"{folder / 'tokenizer'} cannot be read: {_first_line(error)}; {AGAIN}") from None
+    """The text encoder of a folder; the pipeline it is made for says how prompts are padded and masked, and if two."""
+
+    def one(number: str, *allowed: str) -> TextEncoder:
+        encoder, place = read_network(folder, f"text_encoder{number}", index, dtype, *allowed), f"tokenizer{number}"
+        _, tokenizer_class = _class_of(folder, place, index, "CLIPTokenizer", "T5Tokenizer")
+        try:
+            tokenizer = tokenizer_class.from_pretrained(folder / place, local_files_only=True)
+        except Exception as error:
+            raise ModelError(f"{folder / place} cannot be read: {_first_line(error)}; {AGAIN}") from None
+        longest = min(PIXART_TOKENS, tokenizer.model_max_length) if masked else tokenizer.model_max_length
+        return TextEncoder(tokenizer, encoder.to(device), longest, masked)
+
     masked = index["_class_name"].startswith("PixArt")
-    longest = min(PIXART_TOKENS, tokenizer.model_max_length) if masked else tokenizer.model_max_length
-    return TextEncoder(tokenizer, encoder.to(device), longest, masked)
+    text = one("", "CLIPTextModel", "T5EncoderModel")
+    if index["_class_name"] == "StableDiffusionXLPipeline":
+        text.second = one("_2", "CLIPTextModelWithProjection")
+        text.zero_null = index.get("force_zeros_for_empty_prompt", True)
+    return text
 
 
 def read_noise(folder: pathlib.Path) -> dict[str, Any]:
@@ -122,10 +128,10 @@ def _existing(folder: pathlib.Path | str) -> pathlib.Path:
     path = pathlib.Path(folder)
     if path.is_dir():
         return path
-    hub = len(path.parts) == 2 and not path.is_absolute()
-    name = f"models/{path.name}" if hub else "FOLDER"
-    fetch = f"huggingface-cli download {folder if hub else 'OWNER/NAME'} --local-dir {name}"
-    raise ModelError(f"{folder}: no such folder; `{fetch}` fetches a model from the hub, then give the folder")
+    is_hub_id = len(path.parts) == 2 and not path.is_absolute()
+    hub = f"{folder} --local-dir models/{path.name}" if is_hub_id else "OWNER/NAME --local-dir FOLDER"
+    fetch = f"`huggingface-cli download {hub}` fetches a model from the hub, then give the folder"
+    raise ModelError(f"{folder}: no such folder; {fetch}")
 
 
 def read_json(path: pathlib.Path, what: str) -> dict:
@@ -151,24 +157,23 @@ def _class_of(folder: pathlib.Path, place: str, index: dict, *allowed: str) -> t
     return named, getattr(importlib.import_module(library), loads)
 
 
-def _network(folder: pathlib.Path, place: str, index: dict, dtype: torch.dtype, *allowed: str) -> nn.Module:
+def read_network(folder: pathlib.Path, place: str, index: dict, dtype: torch.dtype, *allowed: str) -> nn.Module:
     """A part with all its weights, frozen. A weight that is missing or of another shape is not filled with noise."""
     _, cls = _class_of(folder, place, index, *allowed)
     read_json(folder / place / "config.json", "it says how large the network is")
-    check_weights(folder / place)
     options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, "torch_dtype": dtype}
+    variant = check_weights(folder / place)
     try:
-        network, found = cls.from_pretrained(folder / place, **options)
+        network, found = cls.from_pretrained(folder / place, variant=variant, **options)
     except Exception as error:
         raise ModelError(f"{folder / place} does not fit {cls.__name__}: {_first_line(error)}") from None
-    bad = [*found["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in found["mismatched_keys"])]
-    if bad:
+    if bad := [*found["missing_keys"], *(k[0] if isinstance(k, tuple) else k for k in found["mismatched_keys"])]:
         raise ModelError(f"{folder / place}: {len(bad)} weights are missing, the first is {bad[0]}; {AGAIN}")
     return network.eval().requires_grad_(False)
 
 
-def check_weights(folder: pathlib.Path) -> None:
-    """Refuse a part without whole safetensors files; only headers and lengths are read."""
+def check_weights(folder: pathlib.Path) -> str | None:
+    """Refuse a part without whole safetensors files; "fp16" where only that variant is there. Reads headers alone."""
     from safetensors import SafetensorError, safe_open
 
     files = sorted(folder.glob("*.safetensors"))
@@ -185,16 +190,19 @@ def check_weights(folder: pathlib.Path) -> None:
             with safe_open(file, framework="pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            size = f"{file.stat().st_size:,} bytes"
-            raise ModelError(f"{file} is no whole safetensors file ({size}: {_first_line(error)}); {AGAIN}") from None
+            why = f"{file.stat().st_size:,} bytes: {_first_line(error)}"
+            raise ModelError(f"{file} is no whole safetensors file ({why}); {AGAIN}") from None
+    return "fp16" if all(".fp16." in file.name for file in files) else None
 
 
 def _latent_scale(folder: pathlib.Path) -> int:
     """Pixels per latent pixel; from the VAE's description, which is small and always needed."""
-    levels = read_json(folder / "vae/config.json", "it says how pictures are encoded").get("block_out_channels")
-    if not levels:
-        raise ModelError(f"{folder / 'vae/config.json'} has no block_out_channels; {AGAIN}")
-    return 2 ** (len(levels) - 1)
+    config = read_json(path := folder / "vae/config.json", "it says how pictures are encoded")
+    if not config.get("block_out_channels"):
+        raise ModelError(f"{path} has no block_out_channels; {AGAIN}")
+    if config.get("latents_mean"):
+        raise ModelError(f"{path} has a latents_mean; only latents that are scaled by one number are known here")
+    return 2 ** (len(config["block_out_channels"]) - 1)
 
 
 def _first_line(error: Exception) -> str:
@@ -205,10 +213,12 @@ def _first_line(error: Exception) -> str:
 
 
 def write(folder: pathlib.Path | str, *, denoiser: nn.Module, **parts: Any) -> pathlib.Path:
-    """Write parts as the pipeline of their denoiser's class; parts: vae, tokenizer, text_encoder, scheduler."""
+    """Write parts as the pipeline of their denoiser's class; parts: vae, scheduler, and those of the text encoder."""
     import diffusers
 
-    if isinstance(denoiser, diffusers.UNet2DConditionModel):
+    if "text_encoder_2" in parts:
+        pipeline = diffusers.StableDiffusionXLPipeline(unet=denoiser, **parts, add_watermarker=False)
+    elif isinstance(denoiser, diffusers.UNet2DConditionModel):
         none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         pipeline = diffusers.StableDiffusionPipeline(unet=denoiser, **parts, **none)
     else:
@@ -217,8 +227,10 @@ def write(folder: pathlib.Path | str, *, denoiser: nn.Module, **parts: Any) -> p
     return pathlib.Path(folder)
 
 
-def export(folder: pathlib.Path | str, diffusion: LatentDiffusion, gen: OneStepGenerator) -> pathlib.Path:
-    """Write a one-step generator as an ordinary pipeline folder with `LCMScheduler`; returns its path.
+def export(
+    folder: pathlib.Path | str, diffusion: LatentDiffusion, gen: OneStepGenerator, scheduler: Any = None
+) -> pathlib.Path:
+    """Write a one-step generator as an ordinary pipeline folder, with `LCMScheduler` where none is given.
 
     Anybody samples it, without this project, at its own t_star (0 .. 999):
 
@@ -233,7 +245,6 @@ def export(folder: pathlib.Path | str, diffusion: LatentDiffusion, gen: OneStepG
         folder,
         denoiser=gen.network.network,
         vae=diffusion.vae,
-        text_encoder=diffusion.text.encoder,
-        tokenizer=diffusion.text.tokenizer,
-        scheduler=LCMScheduler(**diffusion.noise, clip_sample=False, steps_offset=1),
+        scheduler=scheduler or LCMScheduler(**diffusion.noise, clip_sample=False, steps_offset=1),
+        **diffusion.text.parts(),
     )

@@ -192,7 +192,7 @@ def merged_generator(gen: OneStepGenerator, dtype: torch.dtype | None = None) ->
     if not isinstance(gen.network, Adapted):
         return gen
     settings = {"t_star": gen.t_star, "prediction_type": gen.prediction_type, "batch_ndim": gen.batch_ndim}
-    return OneStepGenerator(merged(gen.network, dtype), gen.schedule, **settings)
+    return type(gen)(merged(gen.network, dtype), gen.schedule, **settings)
 
 
 def lora_file(role: Adapted) -> dict[str, Tensor]:

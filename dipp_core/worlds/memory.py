@@ -1,13 +1,16 @@
 """Switches that save memory and leave every number as it is, but for the tiny decoder, which is another network."""
 
 import pathlib
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dipp_core.method.scores import Cond, map_cond
 from dipp_core.worlds.latent import Denoiser, LatentDiffusion
 from dipp_core.worlds.latent_files import ModelError, check_weights, read_json
 
@@ -30,6 +33,36 @@ def recompute_vae(vae: nn.Module) -> nn.Module:
     vae.enable_slicing()
     vae.enable_gradient_checkpointing(_checkpointed)
     return vae
+
+
+class InChunks(nn.Module):
+    """A call on a batch, made on `rows` rows at a time; its parameters are those of what is called.
+
+    Of every chunk only what goes in is kept; the backward pass computes it again, one chunk after another. So memory is
+    that of one chunk, and the gradient that of the whole batch, since rows do not look at each other. It costs one
+    forward pass more of what is called, of those passes that have a gradient.
+    """
+
+    def __init__(self, call: Callable[..., Tensor], rows: int):
+        super().__init__()
+        self.call, self.rows = call, rows
+
+    def forward(self, first: Tensor, *others: Cond) -> Tensor:
+        if len(first) <= self.rows:
+            return self.call(first, *others)
+        call = partial(checkpoint, self.call, use_reentrant=False, preserve_rng_state=False)
+        call = call if torch.is_grad_enabled() else self.call
+        starts = range(0, len(first), self.rows)
+        chunks = [map_cond(lambda leaf, i=i: leaf[i : i + self.rows], (first, *others)) for i in starts]
+        return torch.cat([call(*chunk) for chunk in chunks])
+
+
+def in_chunks(call: Callable[..., Tensor] | None, rows: int) -> Callable[..., Tensor] | None:
+    """A generator, a score's network or a reward, (tensor, ..) -> tensor, in chunks of rows; 0: as it is.
+
+    All arguments and the result have the batch as their first axis.
+    """
+    return InChunks(call, rows) if rows and call is not None else call
 
 
 def tiny_decoder(folder: pathlib.Path | str, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> nn.Module:

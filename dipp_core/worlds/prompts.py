@@ -1,7 +1,8 @@
-"""Prompts encoded once: what the denoisers of SD1.5, PixArt-alpha and the miniature are told, looked up by row.
+"""Prompts encoded once: what the denoisers of SD1.5, SDXL, PixArt-alpha and the miniature are told, looked up by row.
 
 A condition is a dict whose leaves have the batch as first axis: "tokens" (B, L, d), "mask" (B, L) where the model looks
-at a mask, and "prompt" (B,), the row in the table. Networks ignore "prompt"; rewards find the text by it.
+at a mask, "pooled" (B, d') where it is told of the prompt as a whole, and "prompt" (B,), the row in the table. Networks
+ignore "prompt"; rewards find the text by it.
 """
 
 from collections.abc import Sequence
@@ -18,8 +19,10 @@ from dipp_core.method.scores import Cond
 class TextEncoder:
     """A tokenizer and its encoder, under the convention of the pipeline they came from; every prompt is encoded once.
 
-    masked: as in PixArt, the prompt is stripped and in lower case, and padding is hidden by a mask; else, as in Stable
-    Diffusion, padding is part of the prompt.
+    masked: as in PixArt, the prompt is stripped and in lower case, and padding is 0 and hidden by a mask; else, as in
+    Stable Diffusion, padding is part of the prompt. second: SDXL's other encoder; the tokens are then the last hidden
+    states but one of both, side by side, and "pooled" is the second's vector for the whole prompt. zero_null: the empty
+    prompt is zeros, not its encoding; as a prompt among others it is encoded.
     """
 
     tokenizer: Any
@@ -27,28 +30,53 @@ class TextEncoder:
     max_length: int
     masked: bool = False
     known: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
+    second: "TextEncoder | None" = None
+    zero_null: bool = False
+
+    def _tokenized(self, texts: list[str]) -> Any:
+        options = {"padding": "max_length", "max_length": self.max_length, "truncation": True, "return_tensors": "pt"}
+        return self.tokenizer(texts, **options).to(self.encoder.device)
 
     @torch.no_grad()
-    def _encode(self, texts: list[str]) -> dict[str, Tensor]:
+    def encode_batch(self, texts: list[str]) -> dict[str, Tensor]:
+        """The leaves of these prompts, (n, ...), straight from the encoder."""
+        if self.second is not None:
+            ones = (self, self.second)
+            found = [one.encoder(one._tokenized(texts)["input_ids"], output_hidden_states=True) for one in ones]
+            return {"tokens": torch.cat([one.hidden_states[-2] for one in found], dim=-1), "pooled": found[1][0]}
         if self.masked:
             texts = [text.lower().strip() for text in texts]
-        options = {"padding": "max_length", "max_length": self.max_length, "truncation": True, "return_tensors": "pt"}
-        found = self.tokenizer(texts, **options).to(self.encoder.device)
+        found = self._tokenized(texts)
         looks = self.masked or getattr(self.encoder.config, "use_attention_mask", False)
         mask = found["attention_mask"] if looks else None
-        leaves = {"tokens": self.encoder(found["input_ids"], attention_mask=mask)[0]}
-        return leaves | ({"mask": found["attention_mask"]} if self.masked else {})
+        tokens = self.encoder(found["input_ids"], attention_mask=mask)[0]
+        if not self.masked:
+            return {"tokens": tokens}
+        return {"tokens": tokens * mask.unsqueeze(-1).to(tokens), "mask": mask}
 
     def encode(self, texts: Sequence[str], *, batch: int = 64) -> dict[str, Tensor]:
         """The leaves of these prompts, a row each; only those not met before go through the encoder."""
         new = [text for text in dict.fromkeys(texts) if text not in self.known]
         for start in range(0, len(new), batch):
             some = new[start : start + batch]
-            leaves = self._encode(some)
+            leaves = self.encode_batch(some)
             for row, text in enumerate(some):
                 self.known[text] = {name: leaf[row].cpu() for name, leaf in leaves.items()}
         rows = [self.known[text] for text in texts]
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def null(self) -> dict[str, Tensor]:
+        """The leaves of the empty prompt, (1, ...)."""
+        leaves = self.encode([""])
+        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()} if self.zero_null else leaves
+
+    def parts(self) -> dict[str, Any]:
+        """What a pipeline is made of, by its own names."""
+        found = {"tokenizer": self.tokenizer, "text_encoder": self.encoder}
+        if self.second is None:
+            return found
+        more = {"tokenizer_2": self.second.tokenizer, "text_encoder_2": self.second.encoder}
+        return found | more | {"force_zeros_for_empty_prompt": self.zero_null}
 
 
 @dataclass(frozen=True)
@@ -103,4 +131,4 @@ def encode_prompts(text: TextEncoder, texts: Sequence[str]) -> Prompts:
     """The table of these prompts and of the empty one."""
     if not texts:
         raise ValueError("no prompts were given: the list is empty")
-    return Prompts(tuple(texts), text.encode(texts), text.encode([""]))
+    return Prompts(tuple(texts), text.encode(texts), text.null())

@@ -13,7 +13,7 @@ from dipp_core.method.staged import frozen
 from dipp_core.worlds import latent_files, memory, miniature, public, shapes
 from dipp_core.worlds.lora import Adapted, SharedBase
 
-SD15, PIXART = public.PUBLIC
+SD15, PIXART, SDXL = public.PUBLIC
 
 
 @pytest.fixture(scope="module")
@@ -64,20 +64,24 @@ def test_counting_on_shapes_is_counting_on_real_tensors(folders, kind, checkpoin
 
 def test_published_sizes():
     """Parameters in millions, as the model cards and papers have them."""
-    sizes = {source: public.describe(source) for source in (SD15, PIXART)}
+    sizes = {source: public.describe(source) for source in (SD15, PIXART, SDXL)}
     millions = {
-        (source[:6], name): footprint.count(public.on_meta(description)) / 1e6
+        (source[:13], name): footprint.count(public.on_meta(description)) / 1e6
         for source, found in sizes.items()
         for name, description in found.items()
     }
     assert millions == pytest.approx(
         {
-            ("stable", "denoiser"): 859.5,
-            ("stable", "vae"): 83.7,
-            ("stable", "text"): 123.1,
-            ("PixArt", "denoiser"): 610.9,
-            ("PixArt", "vae"): 83.7,
-            ("PixArt", "text"): 4762.3,
+            ("stable-diffus", "denoiser"): 859.5,
+            ("stable-diffus", "vae"): 83.7,
+            ("stable-diffus", "text"): 123.1,
+            ("PixArt-alpha/", "denoiser"): 610.9,
+            ("PixArt-alpha/", "vae"): 83.7,
+            ("PixArt-alpha/", "text"): 4762.3,
+            ("stabilityai/s", "denoiser"): 2567.5,
+            ("stabilityai/s", "vae"): 83.7,
+            ("stabilityai/s", "text"): 123.1,
+            ("stabilityai/s", "text_2"): 694.7,
         },
         rel=1e-3,
     )
@@ -105,6 +109,17 @@ def test_a_table_before_anything_is_loaded(monkeypatch):
     named = {part.name: part for part in parts}
     assert named["reference, frozen"].memory == pytest.approx(859.5e6 * 2, rel=1e-3)
     assert named["text encoder, before training"].before
+
+
+def test_prompts_are_on_the_disk_and_counted_there(folders):
+    """Of PixArt's only the tokens they have, of Stable Diffusion's all; SDXL's with a vector for the whole prompt."""
+    for source, values in ((SD15, 77 * 768), (PIXART, 20 * 4096), (SDXL, 77 * 2048 + 1280)):
+        assert preflight._ghosts(public.describe(source), Switches(rank=1)).prompt_values(20.0) == values
+    task = Task(reference=str(folders["dit"]), prompts=10**6, prompt_tokens=9.0)
+    parts = {part.name: part for part in preflight.estimate(task, Switches(rank=2, batch=1), "GPU")}
+    prompts = parts["1,000,000 prompts, encoded"]
+    assert prompts.memory == 0
+    assert prompts.disk == 10**6 * (9 * 16 * 2 + 32)
 
 
 def test_switches_do_what_they_are_for(folders):

@@ -1,9 +1,11 @@
 """Files of rewards: found or fetched by pinned ids, and every flaw named in one line that says what to do."""
 
 import json
+import logging
 import os
 import pickle
 import shutil
+import warnings
 
 import huggingface_hub
 import pytest
@@ -250,3 +252,16 @@ def test_a_weight_of_another_part_is_let_be(copy):
     path = folder / "model.safetensors"
     save_file(load_file(path) | {"text_model.embeddings.position_ids": torch.arange(77)[None]}, path)
     assert base.load("pickscore", folder)
+
+
+def test_packages_are_quiet_while_they_are_asked_to_and_no_longer(caplog):
+    with warnings.catch_warnings(record=True) as heard, caplog.at_level(logging.INFO):
+        warnings.simplefilter("always")
+        with files.quiet_packages():
+            warnings.warn("inside", stacklevel=1)
+            logging.info("inside")
+            logging.warning("still heard")
+        warnings.warn("outside", stacklevel=1)
+        logging.info("outside")
+    assert [str(one.message) for one in heard] == ["outside"]
+    assert caplog.messages == ["still heard", "outside"]

@@ -4,7 +4,6 @@ On two cores, float32, one picture, with checkpointing: ImageReward 8 s and 3.9 
 memory includes the checkpoint, mapped from disk.
 """
 
-import json
 import os
 import resource
 import time
@@ -12,36 +11,14 @@ import time
 import pytest
 import torch
 
-from dipp_core.rewards import base, hps, image_reward
+from dipp_core.lab import full_size
+from dipp_core.rewards import base, hps
 
 pytestmark = pytest.mark.skipif("DIPP_FULL_SIZE" not in os.environ, reason="minutes, 6 GiB: set DIPP_FULL_SIZE=1")
-BERT_BASE = {
-    "attention_probs_dropout_prob": 0.1,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "hidden_size": 768,
-    "initializer_range": 0.02,
-    "intermediate_size": 3072,
-    "layer_norm_eps": 1e-12,
-    "max_position_embeddings": 512,
-    "num_attention_heads": 12,
-    "num_hidden_layers": 12,
-    "pad_token_id": 0,
-    "type_vocab_size": 2,
-    "vocab_size": 30524,
-    "encoder_width": 768,
-    "add_cross_attention": True,
-}
 
 
 def write_image_reward(folder):
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "fox", "snow", "boat"]
-    words = special + [f"word{number}" for number in range(30522 - len(special))]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    (folder / "med_config.json").write_text(json.dumps(BERT_BASE))
-    network = image_reward.build(folder / "med_config.json", folder / "vocab.txt")
-    for weight in network.mlp.parameters():
-        weight.data.mul_(30)  # untouched, the head gives every picture nearly the same reward
+    network = full_size.write_image_reward(folder)
     torch.save(network.state_dict(), folder / "ImageReward.pt")
     return folder
 

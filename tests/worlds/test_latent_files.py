@@ -79,6 +79,20 @@ def test_half_precision_weights_keep_latents_in_single(folders, kind):
     assert model.decode(z).dtype == torch.float32
 
 
+def test_a_part_may_be_there_in_half_precision_alone(folders, tmp_path):
+    """As the release of Diff-Instruct* is: its weights are files named .fp16.safetensors."""
+    folder = shutil.copytree(folders["unet"], tmp_path / "model")
+    expected = latent_files.load(folder)
+    for part in ("unet", "text_encoder"):
+        file = next((folder / part).glob("*.safetensors"))
+        file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
+    found = latent_files.load(folder)
+    z, t, cond = noise(found), torch.tensor([0.5, 0.9]), found.prompts(PROMPTS).rows(torch.arange(2))
+    assert torch.equal(
+        found.denoiser(z, t, cond), expected.denoiser(z, t, expected.prompts(PROMPTS).rows(torch.arange(2)))
+    )
+
+
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 BAD = {
     "no folder": (lambda f: shutil.rmtree(f), "no such folder"),

@@ -76,3 +76,45 @@ def test_what_is_no_tiny_decoder_is_one_line(world, tiny, tmp_path):
         with pytest.raises(latent_files.ModelError, match=words) as caught:
             memory.tiny_decoder(folder, dtype=torch.float32)
         assert "\n" not in str(caught.value)
+
+
+# -------------------------------------------------------------------------------------------------- chunks of a batch
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+def test_chunks_of_a_batch_give_the_gradient_of_the_whole(world, rows):
+    """To the weights and to what goes in, of a generator that recomputes its blocks as well."""
+    cond = world.prompts(["a red circle", "a blue cross", "a green square"] * 2).rows(torch.arange(6))
+    z = torch.randn(6, *world.z_shape, generator=rng(), dtype=torch.float64, requires_grad=True)
+    gen = world.generator(500, memory.recompute_denoiser(copy.deepcopy(world.denoiser))).double()
+    found = []
+    for call in (gen, memory.in_chunks(gen, rows)):
+        out = call(z, cond)
+        found.append([out, *torch.autograd.grad(out.square().mean(), [z, *gen.parameters()])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-12)
+
+
+def test_of_chunks_one_lives_at_a_time():
+    """What is kept for the backward pass does not grow with the batch, but for what goes in."""
+    network, kept = torch.nn.Sequential(torch.nn.Linear(4, 512), torch.nn.Tanh(), torch.nn.Linear(512, 4)), []
+
+    def pack(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    for call in (network, memory.in_chunks(network, 2)):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            call(torch.randn(64, 4))
+        most = max(kept, default=0)
+        assert most >= 64 * 512 if call is network else sum(kept) <= 64 * 4 * 2
+
+
+def test_chunks_are_left_out_where_they_are_none():
+    assert memory.in_chunks(None, 2) is None
+    assert memory.in_chunks(len, 0) is len
+    reward = memory.in_chunks(lambda x0, cond: x0.mean(1) + cond["prompt"], 2)
+    x0 = torch.randn(5, 3)
+    with torch.no_grad():
+        assert torch.allclose(reward(x0, {"prompt": torch.arange(5)}), x0.mean(1) + torch.arange(5))

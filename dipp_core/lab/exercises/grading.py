@@ -1,0 +1,189 @@
+"""How an answer is judged: asked at several points, compared with what is right, and with the usual mistakes.
+
+A checker takes the reader's answers and returns a sentence of praise; it raises `Open` where nothing is answered yet,
+and `Wrong`, with what is wrong and where to look, otherwise. Whatever the reader's code raises becomes one line.
+"""
+
+import textwrap
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Formula = Callable[..., Any]
+OPEN, WRONG, RIGHT = "not answered yet", "not yet", "right"
+
+
+class Open(Exception):
+    """There is no answer yet."""
+
+
+class Wrong(Exception):
+    """What is wrong with an answer, and where to look."""
+
+
+@dataclass(frozen=True, repr=False)
+class Verdict:
+    """What a check says: state is OPEN, WRONG or RIGHT."""
+
+    number: int
+    title: str
+    state: str
+    message: str
+
+    def __repr__(self) -> str:
+        text = f"Exercise {self.number}, {self.title}: {self.state}. {self.message}"
+        return textwrap.fill(text, 92, break_long_words=False, break_on_hyphens=False)
+
+
+def judge(number: int, title: str, checker: Callable[..., str], names: Sequence[str], answers: tuple) -> Verdict:
+    """The verdict on the answers to one exercise; never raises for what the reader did."""
+    if len(answers) != len(names):
+        return Verdict(number, title, WRONG, f"This check takes check({number}, {', '.join(names)}).")
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            return Verdict(number, title, RIGHT, checker(*answers))
+    except Open:
+        return Verdict(number, title, OPEN, f"hint({number}) gives a first hint, hint({number}, 2) a second one.")
+    except Wrong as error:
+        return Verdict(number, title, WRONG, str(error))
+
+
+def missing(value: Any) -> bool:
+    """Whether a value still is a place to fill in: `...`, NotImplemented, None, or a collection that holds one."""
+    if isinstance(value, Mapping):
+        return any(map(missing, value.values()))
+    if isinstance(value, tuple | list):
+        return any(map(missing, value))
+    return value is None or value is NotImplemented or value is Ellipsis
+
+
+def ask(function: Any, *arguments: Any) -> Any:
+    """The reader's function at these arguments; an error in it is told in one line."""
+    if missing(function):
+        raise Open
+    if not callable(function):
+        raise Wrong(
+            f"The answer is to be a function, not a {type(function).__name__}: give its name, without brackets."
+        )
+    name = getattr(function, "__name__", "the function")
+    try:
+        value = function(*arguments)
+    except NotImplementedError:
+        raise Open from None
+    except (Exception, SystemExit) as error:
+        text = " ".join(str(error).split())
+        text = text if len(text) <= 160 else text[:160] + ".."
+        raise Wrong(f"{name} stopped with {type(error).__name__}: {text}{_place(error)}") from None
+    if missing(value):
+        raise Open
+    return value
+
+
+def _place(error: BaseException) -> str:
+    """The reader's own line in which an error arose, where it is known."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__)[1:] if "dipp_core" not in frame.filename]
+    own = [frame for frame in frames if "site-packages" not in frame.filename]
+    return f" (in your line `{own[-1].line}`)" if own and own[-1].line else ""
+
+
+def tensor(value: Any, shape: Sequence[int], name: str) -> Tensor:
+    """A value as a float64 tensor of a shape, from whatever holds as many numbers; detached."""
+    shape = tuple(shape)
+    try:
+        if isinstance(value, tuple | list):
+            value = torch.stack([torch.as_tensor(part).detach().double() for part in value])
+        found = torch.as_tensor(value).detach().double().cpu()
+    except Exception:
+        raise Wrong(f"{name} is a {type(value).__name__}, where numbers of the shape {shape} are wanted.") from None
+    if found.shape != shape and [n for n in found.shape if n > 1] != [n for n in shape if n > 1]:
+        raise Wrong(f"{name} has the shape {tuple(found.shape)}, wanted is {shape}.")
+    if not found.isfinite().all():
+        raise Wrong(f"{name} is not finite (nan or inf) at points where it should be.")
+    return found.reshape(shape)
+
+
+def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> bool:
+    """Equal up to a share of the largest entry, and of every entry where they are of very different size."""
+    scale = wanted.abs().max().clamp(min=1e-12)
+    return bool(((found - wanted).abs() <= tolerance * (0.1 * scale + wanted.abs())).all())
+
+
+def compare(name: str, found: Tensor, wanted: Tensor, mistakes: Mapping[str, Tensor]) -> None:
+    """Nothing if equal; else `Wrong`, with the text of the first mistake that gives what was found."""
+    if close(found, wanted):
+        return
+    for text, value in mistakes.items():
+        if close(found, value):
+            raise Wrong(text)
+    if close(found, torch.zeros_like(found)):
+        raise Wrong(f"{name} is 0 everywhere.")
+    ratio = float((found * wanted).sum() / wanted.square().sum())
+    if close(found, ratio * wanted):
+        raise Wrong(f"{name} is right up to a factor: yours is {_factor(ratio)}. Look for what is constant in it.")
+    worst = int(((found - wanted).abs() / (wanted.abs() + 0.1 * wanted.abs().max())).argmax())
+    here, there = float(found.flatten()[worst]), float(wanted.flatten()[worst])
+    raise Wrong(f"{name} is {here:.4g} at a point where it should be {there:.4g}, and the error is not a mere factor.")
+
+
+def _factor(ratio: float) -> str:
+    if abs(ratio + 1) < 1e-4:
+        return "the negative of it: a sign"
+    known = {2.0: "twice as large", 0.5: "half of it", -2.0: "twice as large, with the wrong sign", -0.5: "minus half"}
+    return next((text for value, text in known.items() if abs(ratio - value) < 1e-4), f"{ratio:.3g} times that")
+
+
+def settle(
+    function: Any, points: Sequence[tuple], outputs: Mapping[str, tuple[Formula, Mapping[str, Formula]]], call: str
+) -> None:
+    """Compare the outputs of a function with formulas of the same arguments, over all points at once.
+
+    outputs: name -> (the right formula, {what to say: the formula of a mistake}). More than one output is a tuple.
+    """
+    values = [ask(function, *point) for point in points]
+    if len(outputs) > 1:
+        for value in values:
+            if not isinstance(value, tuple | list) or len(value) != len(outputs):
+                raise Wrong(f"{call} is to return {len(outputs)} things, ({', '.join(outputs)}).")
+        values = [list(value) for value in values]
+    else:
+        values = [[value] for value in values]
+    for index, (name, (right, mistakes)) in enumerate(outputs.items()):
+        wanted = [torch.as_tensor(right(*point)).double() for point in points]
+        found = [tensor(value[index], w.shape, name) for value, w in zip(values, wanted, strict=True)]
+        errors = {text: _join([wrong(*point) for point in points]) for text, wrong in mistakes.items()}
+        compare(name, _join(found), _join(wanted), errors)
+
+
+def _join(values: Sequence[Any]) -> Tensor:
+    return torch.cat([torch.as_tensor(value).detach().double().flatten() for value in values])
+
+
+def rng(seed: int) -> torch.Generator:
+    """The points at which an exercise is asked are the same every time."""
+    return torch.Generator().manual_seed(1000 + seed)
+
+
+def normal(*shape: int, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers, float64."""
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def pull(function: Any, x0: Tensor, *arguments: Tensor) -> Tensor:
+    """The gradient at x0 (B, d) of a loss (B,) that the reader's function makes of tensors with graphs on x0."""
+    values, name = ask(function, *arguments), getattr(function, "__name__", "the function")
+    if not isinstance(values, Tensor):
+        raise Wrong(f"{name} is to return a tensor, not a {type(values).__name__}.")
+    if values.shape == x0.shape:
+        raise Wrong(f"{name} gives a value per coordinate: sum over the sample, so that a scalar product is left.")
+    if values.shape != x0.shape[:1]:
+        raise Wrong(f"{name} is to give one value per sample, shape {tuple(x0.shape[:1])}, not {tuple(values.shape)}.")
+    (gradient,) = (
+        torch.autograd.grad(values.sum(), x0, allow_unused=True, retain_graph=True) if values.requires_grad else (None,)
+    )
+    if gradient is None:
+        raise Wrong("No gradient reaches the generator: xt is detached. It is the one thing that must carry gradient.")
+    return gradient.detach()
