@@ -3,15 +3,14 @@
 import html.parser
 import json
 import math
-import os
 import pathlib
 import re
-from unittest import mock
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 from ruamel.yaml import YAML
-
-from dipp_core.lab import notebook
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STAGES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -19,27 +18,43 @@ PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
 LOADING = {"src", "srcset", "data", "poster", "background"}  # attributes that make a browser fetch something
 
 
+def needed(stage: str) -> list[str]:
+    """The stages whose saved runs a stage loads."""
+    return [name.split("/")[2] for name in PIPELINE["stages"][stage]["deps"] if name.startswith("reports/runs/")]
+
+
+def run_notebook(stage: str, reports: pathlib.Path, before: list[Future]) -> str:
+    """Run a notebook by the command of its stage, after others; returns what it printed if it failed."""
+    if any(future.result() for future in before):
+        return f"{stage}: a notebook that it needs has failed"
+    command = [sys.executable, "-m", "dipp_core.lab.notebook", "run", stage, "--set", "scale=smoke"]
+    done = subprocess.run([*command, "--reports", str(reports)], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout + done.stderr if done.returncode else ""
+
+
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory):
-    """One folder for all notebooks, since later ones load what earlier ones saved."""
-    return tmp_path_factory.mktemp("reports")
-
-
-def run_once(stage: str, reports: pathlib.Path) -> None:
-    """Run a notebook, after those that its stage depends on, unless it has been run already."""
-    if (reports / f"manifests/{stage}.json").exists():
-        return
-    for name in PIPELINE["stages"][stage]["deps"]:
-        if name.startswith("reports/runs/"):
-            run_once(name.split("/")[2], reports)
-    with mock.patch.dict(os.environ):
-        notebook.run(stage, {"scale": "smoke"}, reports=reports)
+def runs(request, tmp_path_factory):
+    """All notebooks that are tested, and those they need, two at a time: (folder of the results, stage -> future)."""
+    here = [item for item in request.session.items if item.path == pathlib.Path(__file__) and hasattr(item, "callspec")]
+    wanted, later = set(), {item.callspec.params["run"] for item in here if "run" in item.callspec.params}
+    while later:
+        wanted |= later
+        later = {name for stage in later for name in needed(stage)} - wanted
+    # one folder for all, since later ones load what earlier ones saved; in order, so that nothing waits for ever
+    reports, futures = tmp_path_factory.mktemp("reports"), {}
+    with ThreadPoolExecutor(2) as pool:
+        for stage in sorted(wanted):
+            before = [futures[name] for name in needed(stage)]
+            futures[stage] = pool.submit(run_notebook, stage, reports, before)
+        yield reports, futures
 
 
 @pytest.fixture(scope="module", params=STAGES)
-def run(request, reports):
+def run(request, runs):
     """One notebook after its run: (stage, folder of the results)."""
-    run_once(request.param, reports)
+    reports, futures = runs
+    if printed := futures[request.param].result():
+        pytest.fail(printed)
     return request.param, reports
 
 
