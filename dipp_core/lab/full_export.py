@@ -26,7 +26,8 @@ def difference(training: Training, folder: pathlib.Path, count: int, *, seed: in
     pipe.set_progress_bar_config(disable=True)
     how: dict[str, Any] = {"num_inference_steps": 1, "timesteps": [run.t_star], "guidance_scale": 1.0}
     if "PixArt" in type(pipe).__name__:
-        how["use_resolution_binning"] = False  # else it looks for the nearest of its own sizes
+        # else it looks for the nearest of its own sizes, and rewrites the prompts
+        how |= {"use_resolution_binning": False, "clean_caption": False}
     z = z.to(next(loaded.world.denoiser.parameters()).device)
     theirs = pipe.to(z.device)(texts, latents=z, output_type="pt", **how).images.float().cpu()
     x0 = training.student.gen(z, loaded.prompts.rows(torch.arange(len(texts))))
@@ -38,9 +39,11 @@ def write_card(training: Training, folder: pathlib.Path, *, true_run: bool) -> s
     """README.md of an exported pipeline: what it is, how to sample it, what it learned from; returned as text."""
     run = training.run
     names = [pathlib.Path(one).name if pathlib.Path(one).is_dir() else one for one in (run.reference, run.start)]
-    judged = [f"- {_about(term)}" for term in run.rewards]
+    judged = [f"- {_about(term)}" for term in run.rewards] if training.loaded.reward is not None else []
     stages = [f"- {name}: `{json.dumps(getattr(run, name).model_dump(), sort_keys=True)}`" for name in STAGES]
-    binning = ", use_resolution_binning=False" if training.loaded.world.denoiser.is_transformer else ""
+    binning = (
+        ", use_resolution_binning=False, clean_caption=False" if training.loaded.world.denoiser.is_transformer else ""
+    )
     sampling = f"pipe(prompt, num_inference_steps=1, timesteps=[{run.t_star}], guidance_scale=1.0{binning})"
     text = "\n".join(
         [

@@ -194,10 +194,13 @@ def load(
     how = {"dtype": getattr(torch, switches.dtype), "device": device}
     judge, decoder = _eyes(run, switches, how["dtype"])
     prompts = _encoded(reference, texts, pathlib.Path(cache or pathlib.Path(folder, "encoded_prompts")), say, **how)
-    world = latent_files.load(reference, parts=("denoiser", "vae"), **how)
-    start = _start(run, world, own, **how)
+    whole = how if switches.roles == "lora" else how | {"dtype": torch.float32}  # what learns is not rounded
+    world = latent_files.load(reference, parts=("denoiser", "vae"), **whole)
+    start = _start(run, world, own, **whole)
     settings = settings_of(run, switches, world)
     gen, ta = new_roles(world, start, run.t_star, switches)
+    for frozen in (world.denoiser, world.vae):
+        frozen.to(how["dtype"])
     gen = gen if own == reference else starts.asked_as_published(gen, run.start, own, say)
     if switches.checkpoint_vae:
         for vae in filter(None, (world.vae, decoder)):

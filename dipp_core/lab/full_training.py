@@ -7,14 +7,15 @@
 
 `train` does all four, and is a command too, of one process or of many, where STAGE is a notebook, say 30_sd15:
 
-    python -m dipp_core.lab.full_training STAGE --set align.steps=5000
-    accelerate launch --multi_gpu --num_processes 8 -m dipp_core.lab.full_training STAGE --set profile=multi
+    python -m dipp_core.lab.full_training STAGE --set scale=full
+    accelerate launch --multi_gpu --num_processes 8 -m dipp_core.lab.full_training STAGE --set scale=full --set profile=multi
 
 Killed at any moment and started again, it goes on from the last checkpoint; also with another number of processes, if
 switches.processes and switches.batch are set so that their product stays. What only saves memory may change as well.
 """
 
 import argparse
+import hashlib
 import os
 import pathlib
 import shutil
@@ -106,6 +107,8 @@ def facts_of(training: Training, name: str) -> dict[str, Any]:
         include=set(Sources.model_fields) - {"scale", "seed", "profile", "switches", "fetch", "device"}
     )
     before = {other: getattr(run, other).model_dump() for other in STAGES[: STAGES.index(name)]}
+    texts = "\n".join(training.loaded.prompts.texts)
+    own["prompts_sha256"] = hashlib.sha256(texts.encode()).hexdigest()[:16]
     return own | before | {switch: getattr(switches, switch) for switch in DECISIVE}
 
 
@@ -160,6 +163,7 @@ def learn(training: Training, name: str, *, progress: bool | None = None) -> Stu
         facts=facts_of(training, name),
         say=training.say,
     )
+    loaded.gen = training.student.gen  # the one it began with is not needed any more
     return training.student
 
 
@@ -207,13 +211,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dipp_core.lab.full_training", description="Distil, then align.")
     parser.add_argument("stage", help="the notebook whose section describes the run, say 30_sd15")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="change a value of the section")
-    parser.add_argument("--folder", help="where checkpoints, curves and the pipeline go; default: .work/full/STAGE")
+    parser.add_argument("--folder", help="where checkpoints, curves and the pipeline go; default: .work/full/STAGE/run")
     given = parser.parse_args(arguments)
     try:
         run = section_of(given.stage, given.set)
         group = find_group(full_scale.device_of(described(run, "align")))
         say = print if group.share[0] == 0 else lambda line: None
-        folder = train(run, given.folder or config.root() / ".work" / "full" / given.stage, group=group, say=say)
+        folder = train(
+            run, given.folder or config.root() / ".work" / "full" / given.stage / "run", group=group, say=say
+        )
     except KNOWN as error:
         print(error, file=sys.stderr)
         return 2

@@ -54,7 +54,8 @@ def fetch_command(source: str, variant: str = "") -> str:
     """The command that puts what is needed of a hub id into the folder where it is looked for."""
     name, _, commit = source.partition("@")
     unwanted = (*UNWANTED, *(() if variant else ("*fp16*",)))
-    what = " ".join(f'--include "{p}"' for p in WANTED) + " " + " ".join(f'--exclude "{p}"' for p in unwanted)
+    some, none = (" ".join(f'"{p}"' for p in patterns) for patterns in (WANTED, unwanted))
+    what = f"--include {some} --exclude {none}"  # a flag that is repeated would win over the one before
     pinned = f"--revision {commit} " if commit else ""
     return f"huggingface-cli download {name} {pinned}{what} --local-dir models/{name.split('/')[-1]}"
 

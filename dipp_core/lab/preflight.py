@@ -26,7 +26,7 @@ BYTES = {"float32": 4, "bfloat16": 2}
 CHOICES = {"roles": ("lora", "full"), "dtype": tuple(BYTES)}
 # what the libraries take, and shares of activations and of the rest for fragments; of a CPU as `make bench-large` found
 OVERHEAD = {"GPU": (0.8 * GIB, 0.10, 0.0), "CPU": (0.6 * GIB, 0.20, 0.20)}
-KEPT = 3  # checkpoints on the disk at once: the last two, and the one being written
+KEPT = 5  # checkpoints at once: two of the first stage; two of the second, and the one being written
 
 
 class PreflightError(RuntimeError):
@@ -167,7 +167,7 @@ def estimate(task: Task, switches: Switches, kind: str) -> list[Part]:
         Part("libraries, workspaces", flat + of_stage * stage[1] + of_rest * sum(part.memory for part in parts)),
         Part("text encoder, before training", text * size + flat + judged, text * 4, before=True),
         Part(f"{KEPT} checkpoints", disk=KEPT * (3 * tuned * 4 + adam)),
-        Part("exported pipeline", disk=(base + vae + text) * size),
+        Part("exported pipeline, twice", disk=2 * (base + vae + text) * 4),
     ]
 
 

@@ -15,7 +15,7 @@ from dipp_core.lab import full_scale
 from dipp_core.lab.full_schema import TwoStages
 from dipp_core.rewards import base, tiny
 from dipp_core.rewards.files import RewardError
-from dipp_core.worlds import miniature, public, shapes
+from dipp_core.worlds import miniature, public, shapes, starts
 from dipp_core.worlds.latent_files import ModelError
 
 Run = TypeVar("Run", bound=TwoStages)
@@ -35,10 +35,10 @@ def missing(run: TwoStages) -> list[str]:
             look(given)
         except (RewardError, full_scale.FullScaleError) as error:
             found.append(str(error))
-    for source in dict.fromkeys((run.reference, run.start)):
+    for source, locate in ((run.reference, public.locate), (run.start, starts.locate)):
         try:
             if source != full_scale.THE_REFERENCE:
-                public.locate(source, fetch=run.fetch and not found)
+                locate(source, fetch=run.fetch and not found)
         except ModelError as error:
             found.append(str(error))
     return found
