@@ -8,7 +8,8 @@
 `train` does all four, and is a command too, of one process or of many, where STAGE is a notebook, say 30_sd15:
 
     python -m dipp_core.lab.full_training STAGE --set scale=full
-    accelerate launch --multi_gpu --num_processes 8 -m dipp_core.lab.full_training STAGE --set scale=full --set profile=multi
+    accelerate launch --multi_gpu --num_processes 8 -m dipp_core.lab.full_training STAGE \\
+        --set scale=full --set profile=multi
 
 Killed at any moment and started again, it goes on from the last checkpoint; also with another number of processes, if
 switches.processes and switches.batch are set so that their product stays. What only saves memory may change as well.
