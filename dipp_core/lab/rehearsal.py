@@ -14,7 +14,7 @@ import torch
 from dipp_core.lab import full_scale
 from dipp_core.lab.full_schema import TwoStages
 from dipp_core.rewards import base, tiny
-from dipp_core.rewards.files import RewardError
+from dipp_core.rewards.files import RewardError, quiet_packages
 from dipp_core.worlds import miniature, public, shapes, starts
 from dipp_core.worlds.latent_files import ModelError
 
@@ -47,13 +47,14 @@ def missing(run: TwoStages) -> list[str]:
 def _judge(term: dict) -> None:
     """A reward whose files are there in a folder is believed; whatever is wrong with them shows when it is loaded."""
     if not pathlib.Path(str(term.get("source"))).expanduser().is_dir():
-        base.load([term])
+        with quiet_packages():
+            base.load([term])
 
 
 def rehearsed(run: Run, kind: str, folder: pathlib.Path) -> Run:
     """The run on small models that are made in `folder`; kind: "unet", as SD1.5 is, or "dit", as PixArt-alpha is.
 
-    Methods, strengths, rates and lengths stay as they are described.
+    Methods, strengths and lengths stay as they are described; rates are larger, so that small networks move in few steps.
     """
     words, texts = shapes.vocabulary(), shapes.captions(shapes.split("train")[:8])
     model = miniature.build(folder / "model", kind, words=words, size="tiny")
@@ -71,4 +72,6 @@ def rehearsed(run: Run, kind: str, folder: pathlib.Path) -> Run:
         "fetch": False,
         "device": "cpu",
     }
-    return run.model_copy(update=changes)
+    rates = {"gen_lr": 1e-3, "ta_lr": 1e-3}
+    stages = {name: getattr(run, name).model_copy(update=rates) for name in ("distil", "align")}
+    return run.model_copy(update=changes | stages)
