@@ -54,7 +54,7 @@ def _judge(term: dict) -> None:
 def rehearsed(run: Run, kind: str, folder: pathlib.Path) -> Run:
     """The run on small models that are made in `folder`; kind: "unet", as SD1.5 is, or "dit", as PixArt-alpha is.
 
-    Methods, strengths and lengths stay as they are described; rates are larger, so that small networks move in few steps.
+    Methods, strengths and lengths stay as they are described; rates are larger, so that a few steps show.
     """
     words, texts = shapes.vocabulary(), shapes.captions(shapes.split("train")[:8])
     model = miniature.build(folder / "model", kind, words=words, size="tiny")
