@@ -9,6 +9,7 @@ import difflib
 import importlib
 import os
 import pathlib
+import re
 import sys
 from typing import Annotated, Literal
 
@@ -55,7 +56,7 @@ def root() -> pathlib.Path:
 
 def section_name(stage: str) -> str:
     """'01_scores_and_one_step_generators' -> 'scores_and_one_step_generators'."""
-    return stage.split("_", 1)[1] if stage[:2].isdigit() else stage
+    return stage[3:] if re.match(r"\d\d_", stage) else stage
 
 
 def read(path: pathlib.Path | None = None) -> dict:

@@ -125,7 +125,7 @@ def miniature(reports: pathlib.Path, stems: Collection[str]) -> Result | None:
         "Text to image, small enough for two CPU cores: one-step generators aligned with a learned reward, judged by a "
         "gold score that training never sees. A control takes the same steps without the reward."
     )
-    after = f"In brackets 95% intervals over captions. All of it in {chapter_link(MINIATURE, 'chapter 24')}."
+    after = f"In brackets 95% intervals over captions and seeds. All of it in {chapter_link(MINIATURE, 'chapter 24')}."
     return Result("In the miniature", before, ("Generator", *COLUMNS.values()), rows, after, figure)
 
 
