@@ -199,7 +199,7 @@ def load(
     start = _start(run, world, own, **whole)
     settings = settings_of(run, switches, world)
     gen, ta = new_roles(world, start, run.t_star, switches)
-    for frozen in (world.denoiser, world.vae):
+    for frozen in filter(None, (world.denoiser, world.vae)):
         frozen.to(how["dtype"])
     gen = gen if own == reference else starts.asked_as_published(gen, run.start, own, say)
     if switches.checkpoint_vae:
