@@ -2,8 +2,8 @@
 
     run = full_scale.FullScale(reference="stable-diffusion-v1-5/stable-diffusion-v1-5", ..)
     loaded = full_scale.load(run)
-    teach(folder, Student(loaded.gen, loaded.ta), loaded.world, loaded.settings, pace, reward=loaded.reward,
-          draw_cond=loaded.prompts.draw, null_cond=loaded.prompts.null_cond, seed=run.seed, facts=loaded.facts)
+    teach(folder, Student(loaded.gen, loaded.ta), loaded.world, loaded.settings, pace, prompts=loaded.prompts,
+          reward=loaded.reward, seed=run.seed, facts=loaded.facts)
     full_scale.export(folder, loaded, gen)
 
 Models are folders in diffusers format, or hub ids with a pinned commit, which are fetched only where `fetch` says so.
@@ -97,6 +97,15 @@ def device_of(run: FullScale) -> str:
     return "cuda" if run.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def wants_reward(run: FullScale) -> bool:
+    """Whether a run asks a reward; one that does must name one."""
+    wanted = run.alpha_rew != 0 and PRESETS[run.method].get("alpha_rew") != 0
+    if wanted and not run.rewards:
+        why = f"{run.method} with alpha_rew = {run.alpha_rew:g} asks a reward, and rewards is empty"
+        raise FullScaleError(f"{why}: name one there, or set alpha_rew = 0")
+    return wanted
+
+
 def settings_of(run: FullScale, switches: preflight.Switches, world: LatentDiffusion) -> Settings:
     """The settings of Algorithm 1; weights are sigma^2, the weight of the divergence has mean 1."""
     law, weight = uniform_index_time(world.schedule, *run.timesteps), sigma_power_weight(world.schedule)
@@ -157,7 +166,7 @@ def _eyes(
     run: FullScale, switches: preflight.Switches, dtype: torch.dtype
 ) -> tuple[nn.Module | None, nn.Module | None]:
     """The reward and its tiny decoder, on the CPU: read first, since they are what is most often missing."""
-    if not run.rewards or run.alpha_rew == 0 or PRESETS[run.method].get("alpha_rew") == 0:
+    if not wants_reward(run):
         return None, None
     if switches.tiny_vae and not run.tiny_vae:
         raise FullScaleError("the switch tiny_vae needs a tiny decoder: give its folder as tiny_vae")
@@ -188,7 +197,7 @@ def load(
     switches = preflight.switched(run.profile, run.switches)
     texts, device = read_prompts(run.prompts), device_of(run)
     optimiser = adam(eight_bit=switches.eight_bit_adam, device=device)
-    preflight.check(task_of(run, len(texts), guessed_tokens(texts)), switches, preflight.here(folder), say)
+    preflight.check(task_of(run, len(texts), guessed_tokens(texts)), switches, preflight.here(folder, device), say)
     reference = public.locate(run.reference, fetch=run.fetch)
     own = reference if run.start == THE_REFERENCE else starts.locate(run.start, fetch=run.fetch)
     how = {"dtype": getattr(torch, switches.dtype), "device": device}

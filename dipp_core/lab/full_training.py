@@ -86,10 +86,13 @@ def begin(
             f"{what}: set switches.processes = {here}, and switches.batch so that the whole batch is what it should be"
         )
     texts = full_scale.read_prompts(run.prompts)
-    for name in [name for name in STAGES if getattr(run, name).steps]:  # one may take more than the other
-        task = full_scale.task_of(described(run, name), len(texts), guessed_tokens(texts))
-        preflight.check(task, switches, preflight.here(folder), say=lambda line: None)
-    loaded = full_scale.load(described(run, "align"), folder=folder, say=say)
+    stages = [described(run, name) for name in STAGES if getattr(run, name).steps] or [described(run, "align")]
+    judged = [stage for stage in stages if full_scale.wants_reward(stage)]
+    for stage in stages:  # one may take more than the other
+        task = full_scale.task_of(stage, len(texts), guessed_tokens(texts))
+        machine = preflight.here(folder, full_scale.device_of(stage))
+        preflight.check(task, switches, machine, say=lambda line: None)
+    loaded = full_scale.load((judged or stages)[-1], folder=folder, say=say)
     return Training(run, pathlib.Path(folder), loaded, Student(loaded.gen, loaded.ta), group, say)
 
 
@@ -223,6 +226,10 @@ def main(arguments: list[str] | None = None) -> int:
         )
     except KNOWN as error:
         print(error, file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:
+        cure = "set switches.micro = 1 and start again, which goes on from the last checkpoint"
+        print(f"the GPU's memory is full, more than was estimated: {cure}", file=sys.stderr)
         return 2
     say(f"{folder}: the pipeline")
     group.close()

@@ -2,7 +2,7 @@
 
     folder/made_by.json          the settings, and what they were run with; the folder takes no others
     folder/00012_3.png           the picture of prompt 12 with seed 3, written whole or not at all
-    folder/scores/NAME.csv       what a judge says of each (see `judging`)
+    folder/scores/NAME/0of4.csv  what a judge says of the share of process 0 of 4 (see `evaluation`)
 
 A picture depends on its prompt, its seed and the settings. Batches are cut from the whole list, whatever is there
 already and whichever process draws, so that killed and resumed, or shared by processes, the bytes are the same.

@@ -17,13 +17,13 @@ from torch import nn
 
 from dipp_core.lab import config, models, picture_sets
 from dipp_core.lab.saved import SavedRunError
+from dipp_core.worlds import public
+from dipp_core.worlds.known_starts import STARTS
 from dipp_core.worlds.latent_files import ModelError, check_weights, read_json
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LIBRARIES = ("diffusers", "transformers")
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")  # not needed to draw; a checker blackens pictures
-WANTED = ("model_index.json", "scheduler/*", "tokenizer*/*", "text_encoder*/*", "vae/*", "unet/*", "transformer/*")
-UNWANTED = ("*.bin", "*.msgpack", "*.onnx*", "*non_ema*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +53,11 @@ class Sampler:
 def fetch_command(source: str, variant: str = "") -> str:
     """The command that puts what is needed of a hub id into the folder where it is looked for."""
     name, _, commit = source.partition("@")
-    unwanted = (*UNWANTED, *(() if variant else ("*fp16*",)))
-    some, none = (" ".join(f'"{p}"' for p in patterns) for patterns in (WANTED, unwanted))
-    what = f"--include {some} --exclude {none}"  # a flag that is repeated would win over the one before
-    pinned = f"--revision {commit} " if commit else ""
-    return f"huggingface-cli download {name} {pinned}{what} --local-dir models/{name.split('/')[-1]}"
+    if not variant:
+        return public.download(name, commit, public.PATTERNS, public.UNWANTED)
+    networks = [f"{place}/*{end}" for place in public.NETWORKS for end in (".json", f".{variant}.safetensors")]
+    kept = [pattern for pattern in public.UNWANTED if variant not in pattern]
+    return public.download(name, commit, (*public.SMALL, *networks), kept)
 
 
 def locate(sampler: Sampler, *, scale: str) -> pathlib.Path:
@@ -84,7 +84,9 @@ def denoiser_file(sampler: Sampler) -> pathlib.Path:
     for path in (config.root() / sampler.denoiser, config.root() / "models" / name / file):
         if path.is_file():
             return path
-    fetch = f"`huggingface-cli download {owner}/{name} {file} --local-dir models/{name}` fetches it"
+    known = STARTS.get(f"{owner}/{name}")
+    pinned = f"--revision {known.revision} " if known and known.revision else ""
+    fetch = f"`huggingface-cli download {owner}/{name} {file} {pinned}--local-dir models/{name}` fetches it"
     why = fetch if owner else "give its place"
     raise ModelError(f"{sampler.denoiser}, the weights of a denoiser for {sampler.source}, is not here; {why}")
 

@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
+
 from dipp_core.lab import footprint
-from dipp_core.lab import machine as this
 from dipp_core.lab.config import nearest
 from dipp_core.worlds import public
 
@@ -115,15 +116,14 @@ class Machine:
     disk: float
 
 
-def here(folder: pathlib.Path | str) -> Machine:
-    """This machine, and the disk that `folder` is on."""
+def here(folder: pathlib.Path | str, device: str) -> Machine:
+    """This machine as a run on "cuda" or on "cpu" finds it, and the disk that `folder` is on."""
     import psutil
 
     path = pathlib.Path(folder).absolute()
     disk = shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
-    gpus = this.gpus()
-    if gpus:
-        return Machine("GPU", min(size for _, size in gpus) * GIB, disk)
+    if device == "cuda":
+        return Machine("GPU", torch.cuda.mem_get_info()[0], disk)  # what others on it have left
     return Machine("CPU", psutil.virtual_memory().available, disk)
 
 

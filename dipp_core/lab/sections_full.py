@@ -30,7 +30,7 @@ class Pixart(TwoStages):
 
 
 class EvaluatedModel(BaseModel):
-    """A row of the table of models (see `generation.Sampler`); `fills`: names in data/reported/reported.csv."""
+    """A row of the table of models (see `pipelines.Sampler`); `fills`: names in data/reported/reported.csv."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     source: Annotated[str, Field(min_length=1)]

@@ -3,7 +3,7 @@
     base = SharedBase(world.denoiser, targets=("attention",))
     start = Adapted(base, rank=64)                                         # computes what the base computes, exactly
     student = Student(world.generator(t_star, start), trainable_copy(start))   # their copies share the base
-    latent_files.export(folder, world, merged_generator(student.gen))
+    merged(student.gen.network)                                 # a whole denoiser again
 
 An adapted layer W x becomes W x + (alpha / rank) B A x, with A, B of the given rank and B = 0 at the start. The layers
 of the base carry a hook that adds this for the role being computed and nothing otherwise, so that the reference is the
@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from dipp_core.method.generator import OneStepGenerator
 from dipp_core.method.scores import Cond
 from dipp_core.worlds.latent import Denoiser
 
@@ -185,20 +184,3 @@ def merged(role: Adapted, dtype: torch.dtype | None = None) -> Denoiser:
         change = role.scale * role.by_path[path].product()
         layer.weight.copy_(layer.weight.to(change.dtype) + change.to(layer.weight.device))
     return whole.denoiser
-
-
-def merged_generator(gen: OneStepGenerator, dtype: torch.dtype | None = None) -> OneStepGenerator:
-    """A generator of adapters as one of a whole denoiser: what `latent_files.export` writes. A whole one stays."""
-    if not isinstance(gen.network, Adapted):
-        return gen
-    settings = {"t_star": gen.t_star, "prediction_type": gen.prediction_type, "batch_ndim": gen.batch_ndim}
-    return type(gen)(merged(gen.network, dtype), gen.schedule, **settings)
-
-
-def lora_file(role: Adapted) -> dict[str, Tensor]:
-    """The adapters under the names of LoRA files, alpha / rank put into B.
-
-    What peft takes for the base's network, and diffusers' `network.load_lora_adapter` where the class has that.
-    """
-    state = role.adapters.state_dict()
-    return {name: value * role.scale if "lora_B" in name else value.clone() for name, value in state.items()}

@@ -18,8 +18,9 @@ from dipp_core.worlds.known_starts import STARTS
 from dipp_core.worlds.latent_files import CLASSES, PIPELINES, ModelError, read_json
 
 DENOISERS = ("unet", "transformer")
-TEXTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
-PATTERNS = ("model_index.json", "scheduler/*", *(f"{place}/*" for place in (*TEXTS, "vae", *DENOISERS)))
+NETWORKS = ("text_encoder", "text_encoder_2", "vae", *DENOISERS)
+SMALL = ("model_index.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*")
+PATTERNS = (*SMALL, *(f"{place}/*" for place in NETWORKS))
 UNWANTED = ("*.bin", "*.msgpack", "*.onnx*", "*fp16*", "*non_ema*")
 
 _VAE = {
@@ -136,9 +137,15 @@ def unwanted(name: str) -> tuple[str, ...]:
 def fetch_command(source: str, patterns: Sequence[str] = PATTERNS) -> str:
     """The command that puts what is needed of a model into a folder."""
     name, commit = split_id(source)
-    wanted, unasked = (" ".join(f'"{p}"' for p in some) for some in (patterns, unwanted(name)))
-    what = f"--include {wanted} --exclude {unasked}"
-    return f"huggingface-cli download {name} --revision {commit} {what} --local-dir models/{name.split('/')[1]}"
+    return download(name, commit, patterns, unwanted(name))
+
+
+def download(name: str, commit: str, patterns: Sequence[str], left_out: Sequence[str]) -> str:
+    """The command line that puts some files of a hub id into models/NAME; `commit` may be empty."""
+    some, none = (" ".join(f'"{p}"' for p in given) for given in (patterns, left_out))
+    what = f"--include {some} --exclude {none}"  # a flag that is repeated would win over the one before
+    pinned = f"--revision {commit} " if commit else ""
+    return f"huggingface-cli download {name} {pinned}{what} --local-dir models/{name.split('/')[1]}"
 
 
 def locate(

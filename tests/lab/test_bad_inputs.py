@@ -162,6 +162,7 @@ CASES = {
     "reward of two values": (["rewards=[{reward: 'builtins:two'}]", "folder"], None, "one value a picture"),
     "reward without gradient": (["rewards=[{reward: 'builtins:stuck'}]", "folder"], None, "no gradient"),
     "reward that is not finite": (["rewards=[{reward: 'builtins:nan'}]", "folder"], None, "not finite"),
+    "no reward where one is asked": (["rewards=[]"], None, "rewards is empty"),
     "weight that is no number": (["rewards=[{reward: 'builtins:brightness', weight: x}]"], None, "give a number"),
     "tiny decoder without a folder": (["switches={tiny_vae: true}"], None, "tiny_vae"),
     "8-bit Adam without a GPU": (["switches={eight_bit_adam: true}"], None, "eight_bit_adam"),
@@ -177,8 +178,18 @@ CASES = {
 def place(models, done, tmp_path, monkeypatch):
     for name, reward in REWARDS.items():
         monkeypatch.setattr(f"builtins.{name}", reward, raising=False)
-    monkeypatch.setattr(preflight, "here", lambda folder: preflight.Machine("CPU", 2.0**40, 2.0**40))
+    monkeypatch.setattr(preflight, "here", lambda folder, device: preflight.Machine("CPU", 2.0**40, 2.0**40))
     return Place(tmp_path, models, done)
+
+
+def test_a_full_gpu_is_one_line(place, capsys, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
+
+    monkeypatch.setattr(full_training, "teach", full)
+    before = place.content()
+    assert "switches.micro = 1" in told(capsys, full_training.main(arguments(place.models, place.run)))
+    assert place.content() == before
 
 
 def told(capsys, code):
@@ -232,7 +243,7 @@ def test_a_second_run_in_one_folder_is_refused(place, capsys):
 @pytest.mark.parametrize(("what", "says"), [("memory", "has 0.1 GiB"), ("disk", "of disk")])
 def test_a_machine_too_small_stops_before_anything_is_loaded(place, capsys, monkeypatch, what, says):
     sizes = {"memory": 2.0**40, "disk": 2.0**40} | {what: 0.1 * 2**30 if what == "memory" else 1000.0}
-    monkeypatch.setattr(preflight, "here", lambda folder: preflight.Machine("CPU", **sizes))
+    monkeypatch.setattr(preflight, "here", lambda folder, device: preflight.Machine("CPU", **sizes))
     assert says in told(capsys, full_training.main(arguments(place.models, place.root / "new")))
     assert not (place.root / "new" / "distil").exists()
 

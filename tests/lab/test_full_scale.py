@@ -173,7 +173,7 @@ def test_a_start_of_its_own_is_the_generator_s_first_guess(place, tmp_path):
 )
 def test_a_flaw_is_one_line(place, tmp_path, monkeypatch, changes, error, words):
     (place / "empty.txt").write_text("\n\n")
-    monkeypatch.setattr(preflight, "here", lambda folder: preflight.Machine("CPU", 1e12, 1e12))
+    monkeypatch.setattr(preflight, "here", lambda folder, device: preflight.Machine("CPU", 1e12, 1e12))
     if "start" in changes and changes["start"] == "another width":
         network = miniature.new_denoiser("unet", seed=1)
         network.save_pretrained(shutil.copytree(place / "unet", tmp_path / "wide") / "unet")
@@ -241,7 +241,7 @@ def test_eight_bit_adam_without_its_package_is_one_line(monkeypatch):
 
 
 def test_a_run_too_large_stops_before_it_loads(place, tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "here", lambda folder: preflight.Machine("CPU", 0.6 * preflight.GIB, 1e12))
+    monkeypatch.setattr(preflight, "here", lambda folder, device: preflight.Machine("CPU", 0.6 * preflight.GIB, 1e12))
     monkeypatch.setattr(latent_files, "load", None)
     with pytest.raises(preflight.PreflightError, match=r"needs 0\.\d GiB"):
         full_scale.load(described(place), folder=tmp_path, say=[].append)

@@ -102,7 +102,8 @@ def test_a_model_that_is_not_here_is_one_line_with_the_command():
         "stabilityai/sd-turbo is not here; `huggingface-cli download stabilityai/sd-turbo --revision"
     )
     assert "--local-dir models/sd-turbo` fetches it" in line
-    assert "fp16" not in line
+    assert '"unet/*.fp16.safetensors"' in line  # and not the other precision beside it
+    assert '"unet/*"' not in line
     assert "\n" not in line
     with pytest.raises(SavedRunError, match="run `dvc repro 30_sd15`"):
         pipelines.locate(Sampler(source="30_sd15:no_such_export", steps=1, guidance=1.0), scale="full")

@@ -141,7 +141,7 @@ def test_a_scaled_generator_learns_and_keeps_its_rule_when_adapters_are_merged(f
     gen = starts.converted(world.generator(625, lora.Adapted(base, rank=2)), TIMES_SIGMA)
     gen(z, cond).square().sum().backward()
     assert any(parameter.grad.abs().sum() > 0 for parameter in gen.parameters() if parameter.grad is not None)
-    whole = lora.merged_generator(gen)
+    whole = starts.rebuilt(gen, lora.merged(gen.network))
     assert type(whole) is type(gen)
     torch.testing.assert_close(whole(z, cond), gen(z, cond))
 
