@@ -15,8 +15,8 @@ repro: setup  ## set up, then regenerate every figure and table that is out of d
 	$(BIN)/python -m dvc repro
 	@$(BIN)/python -m dipp_core.lab.manifest
 
-test: setup lint  ## set up, then lint and run every test
-	$(BIN)/python -m pytest
+test: setup lint  ## set up, then lint and run every test, two at a time
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 lint: setup  ## check style, formatting, types, and that notebooks are committed without outputs
 	$(BIN)/ruff check && $(BIN)/ruff format --check

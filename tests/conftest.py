@@ -19,6 +19,8 @@ from unittest import mock
 import pytest
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[1]
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # workers share the cores; before torch is imported
 
 FILES = {
     "params.yaml": """\

@@ -5,13 +5,15 @@ notebook only ever sees plain, checked numbers. Every mistake becomes one line t
 is allowed, and the nearest valid name.
 """
 
+import copy
 import difflib
+import functools
 import importlib
 import os
 import pathlib
 import re
 import sys
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML, YAMLError
@@ -59,11 +61,17 @@ def section_name(stage: str) -> str:
     return stage[3:] if re.match(r"\d\d_", stage) else stage
 
 
+@functools.lru_cache(maxsize=1)
+def _parsed(text: str) -> Any:
+    """YAML as Python; reading the file takes a tenth of a second, and a check asks for it once a section and scale."""
+    return YAML(typ="safe").load(text)
+
+
 def read(path: pathlib.Path | None = None) -> dict:
     """The raw content of params.yaml (YAML 1.2, as DVC reads it; a key given twice is a mistake)."""
     path = path or root() / "params.yaml"
     try:
-        content = YAML(typ="safe").load(path.read_text())
+        content = copy.deepcopy(_parsed(path.read_text()))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; restore it with `git checkout -- params.yaml`") from None
     except (YAMLError, UnicodeDecodeError) as error:

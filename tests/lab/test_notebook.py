@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 
 import pytest
 
@@ -184,6 +185,15 @@ def test_the_lock_of_a_stage_ends_with_its_run(small):
             pass
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C interrupts, as in a program of its own; the workers of a parallel test run ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_interrupting_publishes_nothing(small, run, old_results):
     small.set_cell("02_count", 5, "import os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)")
     code, lines = run("02_count")
