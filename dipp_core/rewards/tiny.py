@@ -76,7 +76,9 @@ def write_clip(folder: pathlib.Path) -> pathlib.Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CLIP_CONFIG))
-    network = randomise(CLIPModel(CLIPConfig.from_json_file(folder / "config.json")))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of what `randomise` leaves alone, an embedding of one dimension
+        network = randomise(CLIPModel(CLIPConfig.from_json_file(folder / "config.json")))
     save_file(network.state_dict(), folder / "model.safetensors")
     words = clip.simple_tokenizer.SimpleTokenizer()
     # transformers spells CLIP's two special tokens in its own way

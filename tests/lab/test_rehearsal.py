@@ -67,3 +67,15 @@ def test_figures_show_parts_curves_and_what_is_no_result(rehearsed):
     assert titles == list(full_figures.CURVES.values())
     samples = full_training.watch(training)(0, training.student)["samples"]
     assert "RANDOM WEIGHTS" in full_figures.grid(samples, true_run=False).get_suptitle()
+
+
+def test_a_rehearsal_is_the_same_every_time(tmp_path):
+    """Its reward too, whose weights are random: whatever torch's own generator has given before."""
+    described = config.section("30_sd15", {"scale": "smoke"})
+    places = [tmp_path / name for name in ("one", "other")]
+    for place in places:
+        rehearsal.rehearsed(described, "unet", place)
+    names = [path.relative_to(places[0]) for path in sorted(places[0].rglob("*.safetensors"))]
+    assert len(names) == 4
+    for name in names:
+        assert (places[0] / name).read_bytes() == (places[1] / name).read_bytes()
