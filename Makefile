@@ -11,9 +11,9 @@ setup:
 	@$(PYTHON) -I dipp_core/lab/environment.py
 
 repro: setup  ## set up, then regenerate every figure and table that is out of date
-	@$(BIN)/python -m dipp_core.lab.config
+	@$(BIN)/python -m dipp_core.book.config
 	$(BIN)/python -m dvc repro
-	@$(BIN)/python -m dipp_core.lab.manifest
+	@$(BIN)/python -m dipp_core.book.manifest
 
 test: setup lint  ## set up, then lint and run every test, two at a time
 	$(BIN)/python -m pytest -n 2 --dist loadscope
@@ -21,25 +21,25 @@ test: setup lint  ## set up, then lint and run every test, two at a time
 lint: setup  ## check style, formatting, types, and that notebooks are committed without outputs
 	$(BIN)/ruff check && $(BIN)/ruff format --check
 	$(BIN)/python -m mypy
-	$(BIN)/python -m dipp_core.lab.notebook lint
+	$(BIN)/python -m dipp_core.book.pipeline lint
 
 strip: setup  ## remove outputs from notebooks before a commit
-	$(BIN)/python -m dipp_core.lab.notebook strip
+	$(BIN)/python -m dipp_core.book.pipeline strip
 
 lab: setup  ## open JupyterLab in the environment
 	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyterlab --ServerApp.root_dir=. notebooks/00_start_here.ipynb
 
 slides: setup  ## make a lecture of the theory chapters: reports/slides/index.html
-	$(BIN)/python -m dipp_core.lab.notebook slides
+	$(BIN)/python -m dipp_core.book.pipeline slides
 
 bench: setup  ## measure what a training step costs against the network passes it is made of
-	$(BIN)/python -m dipp_core.lab.bench
+	$(BIN)/python -m dipp_core.training.bench
 
 bench-large: setup  ## true-size steps on the CPU, random weights: 16 GB, about 30 minutes
-	$(BIN)/python -m dipp_core.lab.bench_large
+	$(BIN)/python -m dipp_core.training.bench_large
 
 bench-gpu: setup  ## true-size steps on a GPU, random weights; without a GPU the table says so
-	$(BIN)/python -m dipp_core.lab.bench_gpu
+	$(BIN)/python -m dipp_core.training.bench_gpu
 
 clean:  ## remove caches and unfinished work; keeps .venv, notebooks and reports
 	rm -rf .work/runs .work/failed .work/sources .pytest_cache .ruff_cache .mypy_cache dvc_plots reports/scratch ./*.egg-info

@@ -1,14 +1,18 @@
 """Diff-Instruct++ and Diff-Instruct*: aligning one-step text-to-image generators with human preferences.
 
-The library has four rooms. Import from the file that holds a name: `from dipp_core.method.algorithm import align`.
+The library has eight rooms; each imports only those before it. Import from the file that holds a name:
+`from dipp_core.method.algorithm import align`.
 
 - `method`, what the papers say: `schedule` (noise levels and weights), `scores` and `guidance`, `divergences` (the two
   losses), `assistant`, `generator`, `staged` (backward in stages) and `algorithm` (Algorithm 1: `preset`, `align`).
 - `worlds`, where it is tried: `gaussian` and `gaussian_optima` (closed forms), `plane` (exact optima on a grid),
-  `shapes` and `miniature` (captioned pictures for two CPU cores), `latent` and `lora` (Stable Diffusion, PixArt).
-- `rewards`, what is wanted: `base` (what a reward is, sums of them, loading by name), `plane`, `shapes`, and one file
-  for each public scorer.
-- `lab`, how it is run: `config`, `notebook` (the pipeline's one command), `train` and `checkpoint`, `report`.
+  `shapes` (captioned pictures with a gold score).
+- `rewards`, what is maximised: what a reward is, sums of them, loading by name, and the public scorers.
+- `models`, networks and prompts: folders in the format of diffusers as scores and generators, LoRA, the miniature.
+- `training`, long runs: distillation and alignment, kept, resumed, watched, from the miniature to PixArt.
+- `evaluation`, pictures drawn from a generator, and how they are judged.
+- `book`, what the book is made of: parameters, pipeline, reports, results and claims, the site.
+- `classroom`, what a reader does: exercises with graders, a playground, votes.
 
 One run of Diff-Instruct++, in a world where its end is known. The reference is a normal law; the generator adds a mean
 to its noise and learns only that; the reward is x itself, with beta = 1 / alpha_rew = 2:
@@ -31,7 +35,7 @@ to its noise and learns only that; the reward is x itself, with beta = 1 / alpha
     mean 3.8, closed form 3.8, tilted law of RLHF 0.5
 
 With networks the assistant learns too (`ta_steps`, `ta_optimizer`): notebook 03. Why the end is not the tilted law:
-notebook 06. Text to image: `dipp_core.worlds.latent_files.load` and `dipp_core.rewards.base.load`.
+notebook 06. Text to image: `dipp_core.models.latent_files.load` and `dipp_core.rewards.base.load`.
 """
 
 __version__ = "0.1.0"

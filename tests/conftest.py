@@ -46,7 +46,7 @@ FILES = {
         import pathlib
         import time
 
-        from dipp_core.lab import config
+        from dipp_core.book import config
 
 
         def count(steps):
@@ -72,12 +72,12 @@ FILES = {
                 self.write("metrics/02_count.json", json.dumps(values) + "\\n")
         """,
     "dipp_core/unused.py": "",
-    "dipp_core/lab/sections.py": """\
+    "dipp_core/book/sections.py": """\
         from typing import Annotated
 
         from pydantic import Field
 
-        from dipp_core.lab.config import Section
+        from dipp_core.book.config import Section
 
 
         class Draw(Section):
@@ -95,7 +95,7 @@ FILES = {
 NOTEBOOKS = {
     "01_draw": [
         "# Drawing\n\nA curve: $y = x^2$.",
-        "from dipp_core import alpha\nfrom dipp_core.lab import config, report",
+        "from dipp_core import alpha\nfrom dipp_core.book import config, report",
         "overrides = {}",
         'params = config.section("01_draw", overrides)\npaper = report.open_report("01_draw")',
         "import matplotlib.pyplot as plt\nimport pandas as pd\n\n"
@@ -106,7 +106,7 @@ NOTEBOOKS = {
     ],
     "02_count": [
         "# Counting",
-        "from dipp_core import beta\nfrom dipp_core.lab import config",
+        "from dipp_core import beta\nfrom dipp_core.book import config",
         "overrides = {}",
         'params = config.section("02_count", overrides)',
         "total = beta.count(params.steps)  # counts",
@@ -130,7 +130,7 @@ def pipeline(root: pathlib.Path) -> dict:
     """dvc.yaml of the small checkout, in the very form of the real one."""
     from ruamel.yaml import YAML
 
-    from dipp_core.lab import sources
+    from dipp_core.book import sources
 
     real = YAML(typ="safe").load((CHECKOUT / "dvc.yaml").read_text())["stages"]
     model = "01_scores_and_one_step_generators"
@@ -144,7 +144,8 @@ def pipeline(root: pathlib.Path) -> dict:
 
 def make_small_checkout(root: pathlib.Path) -> pathlib.Path:
     """Write its files into an empty folder."""
-    shutil.copytree(CHECKOUT / "dipp_core/lab", root / "dipp_core/lab", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(CHECKOUT / "dipp_core/book", root / "dipp_core/book", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(CHECKOUT / "dipp_core/files.py", root / "dipp_core/files.py")
     (root / ".dvc").mkdir()
     for name in (".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
         shutil.copyfile(CHECKOUT / name, root / name)
@@ -226,9 +227,9 @@ def adopted():
 
     @contextlib.contextmanager
     def adopt(small: Checkout):
-        from dipp_core.lab import config
+        from dipp_core.book import config
 
-        spec = importlib.util.spec_from_file_location("small_sections", small / "dipp_core/lab/sections.py")
+        spec = importlib.util.spec_from_file_location("small_sections", small / "dipp_core/book/sections.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         sections = mock.patch.object(config, "sections", return_value=module.SECTIONS)

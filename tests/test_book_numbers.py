@@ -9,7 +9,7 @@ import subprocess
 import pandas as pd
 import pytest
 
-from dipp_core.lab import config, paper_numbers, paper_readme, paper_tables
+from dipp_core.book import config, paper_numbers, paper_readme, paper_tables
 
 STAGE = "41_paper_and_here"
 NUMBER = re.compile(r"(?<![\w.])[+-]?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w.]*\w)")

@@ -27,7 +27,7 @@ def run_notebook(stage: str, reports: pathlib.Path, before: list[Future]) -> str
     """Run a notebook by the command of its stage, after others; returns what it printed if it failed."""
     if any(future.result() for future in before):
         return f"{stage}: a notebook that it needs has failed"
-    command = [sys.executable, "-m", "dipp_core.lab.notebook", "run", stage, "--set", "scale=smoke"]
+    command = [sys.executable, "-m", "dipp_core.book.pipeline", "run", stage, "--set", "scale=smoke"]
     done = subprocess.run([*command, "--reports", str(reports)], cwd=ROOT, capture_output=True, text=True)
     return done.stdout + done.stderr if done.returncode else ""
 

@@ -162,7 +162,7 @@ def test_opening_running_and_saving_notebooks_makes_no_notebook_stale(small, sta
 
 def test_a_comment_in_a_code_cell_makes_its_notebook_stale_and_no_other(small, monkeypatch):
     small.edit("notebooks/02_count.ipynb", "# counts", "# counts on")
-    assert small.command(sys.executable, "-m", "dipp_core.lab.notebook", "clean").returncode == 0
+    assert small.command(sys.executable, "-m", "dipp_core.book.pipeline", "clean").returncode == 0
     assert stale(small, monkeypatch) == {"sources", "02_count"}
 
 
@@ -171,9 +171,9 @@ def test_a_comment_in_a_code_cell_makes_its_notebook_stale_and_no_other(small, m
     [
         ("dipp_core/alpha.py", {"01_draw"}),
         ("dipp_core/beta.py", {"02_count"}),
-        ("dipp_core/lab/config.py", {"sources", "01_draw", "02_count"}),
-        ("dipp_core/lab/report.py", {"01_draw"}),
-        ("dipp_core/lab/sections.py", set()),
+        ("dipp_core/book/config.py", {"sources", "01_draw", "02_count"}),
+        ("dipp_core/book/report.py", {"01_draw"}),
+        ("dipp_core/book/sections.py", set()),
         ("dipp_core/unused.py", set()),
     ],
 )
@@ -259,7 +259,7 @@ def test_a_full_disk_is_one_line_and_changes_no_result(small):
     mount = "mount -t tmpfs -o size=1m none .work"
     if subprocess.run(["unshare", "-rm", "sh", "-c", mount], cwd=small.root, capture_output=True).returncode:
         pytest.skip("this system does not let the test mount a small file system")
-    run = f"{mount} && exec '{sys.executable}' -m dipp_core.lab.notebook run 02_count"
+    run = f"{mount} && exec '{sys.executable}' -m dipp_core.book.pipeline run 02_count"
     done = small.command("unshare", "-rm", "sh", "-c", run)
     line = "the disk is full: free some space and run again; nothing of this stage was published"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, line)

@@ -12,7 +12,7 @@ import urllib.parse
 
 import pytest
 
-from dipp_core.lab import site, slides
+from dipp_core.book import site, slides
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)

@@ -131,7 +131,7 @@ def test_a_reward_on_pictures_becomes_a_reward_on_latents(images):
     """`LatentDiffusion.reward` decodes, looks the prompts up and asks the judge."""
     from types import SimpleNamespace
 
-    from dipp_core.worlds.latent import LatentDiffusion
+    from dipp_core.models.latent import LatentDiffusion
 
     world = SimpleNamespace(decode=lambda x0: x0.sigmoid())
     prompts = SimpleNamespace(texts_of=lambda cond: TEXTS)

@@ -11,8 +11,8 @@ import time
 import pytest
 import torch
 
-from dipp_core.lab import full_size
 from dipp_core.rewards import base, hps
+from dipp_core.training import full_size
 
 pytestmark = pytest.mark.skipif("DIPP_FULL_SIZE" not in os.environ, reason="minutes, 6 GiB: set DIPP_FULL_SIZE=1")
 

@@ -1,0 +1,237 @@
+"""Numbers with their origin: what the papers report, and what the notebooks measured, each found by its source.
+
+A source is text that names where a number stands, so that a test (or a reader) can look there:
+
+    24_miniature_results:table.unet.dipp.gold          a key of reports/metrics/24_miniature_results.json
+    reported:distar_readme / table 3 / DI++-SDXL / 0 / 7.5 / image_reward       a row of data/reported/reported.csv
+    A less B,  A as a share of B                       of two such sources
+
+An interval is 95% and comes with the metric. That of a difference takes both as independent: runs that share captions,
+noise and seeds vary together, so it is rather too wide. Numbers without interval give none.
+"""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from dipp_core.book import config
+
+# the metrics that the tables read; those of full scale may say that nothing was run, or not be there
+METRICS = (
+    "04_guidance_is_a_reward",
+    "10_distillation_2d",
+    "11_alignment_2d",
+    "12_pareto_2d",
+    "13_reward_hacking_2d",
+    "22_distillation",
+    "23_alignment",
+    "24_miniature_results",
+)
+FULL = ("30_sd15", "31_pixart", "40_evaluation")
+REPORTED = ("source", "table", "model", "alpha_rew", "alpha_cfg", "metric")  # what names a reported number
+LESS, SHARE = " less ", " as a share of "
+LEAST_DIGITS = {"seconds_per_10_images": 0, "pickscore_x100": 1, "pickscore": 4}  # of reported numbers; others have 2
+GAIN = (LESS, "gains.", "gained.", "minus_")  # in the source of a number that is a difference
+
+
+METRIC_NAMES = {
+    "image_reward": "ImageReward",
+    "aesthetic": "Aesthetic",
+    "pickscore": "PickScore",
+    "pickscore_x100": "PickScore x 100",
+    "clipscore": "CLIPScore",
+    "hpsv2_0": "HPSv2.0",
+    "hpsv2_1": "HPSv2.1",
+    "fid": "FID",
+    "seconds_per_10_images": "seconds per 10 images",
+    "reward": "learned reward",
+    "gold": "gold score",
+    "accuracy": "caption accuracy",
+    "frechet_data": "Fréchet to the data",
+    "frechet_clean": "Fréchet to clean data",
+    "diversity": "diversity",
+}
+
+
+class BookError(RuntimeError):
+    """One line that says which results are missing or broken, and what to do."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """A value, both ends of its 95% interval where one is known, and where it stands."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Book:
+    """All that the tables read. metrics: stage -> content; scales: stage -> scale of the run that made it."""
+
+    metrics: Mapping[str, dict]
+    scales: Mapping[str, str]
+    reported: pd.DataFrame
+    origins: Mapping[str, str]  # of the reported numbers: source -> what it is
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+def places(name: str) -> list[pathlib.Path]:
+    """Where a file of the reports may lie: in the results of this run of the pipeline, else with the published ones."""
+    published = config.root() / "reports"
+    own = os.environ.get("DIPP_RESULTS") or published
+    return list(dict.fromkeys([pathlib.Path(own) / name, published / name]))
+
+
+def _json(path: pathlib.Path, stage: str) -> dict:
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise BookError(f"{path} cannot be read ({type(error).__name__}): run `dvc repro {stage}` again") from None
+    if not isinstance(content, dict):
+        raise BookError(f"{path} holds no table of numbers: run `dvc repro {stage}` again")
+    return content
+
+
+def read() -> Book:
+    """The whole book. Missing metrics are an error that names their stage; at full scale they mean "not run here"."""
+    metrics, scales = {}, {}
+    for stage in (*METRICS, *FULL):
+        path = next((path for path in places(f"metrics/{stage}.json") if path.is_file()), None)
+        if path is None and stage in METRICS:
+            raise BookError(f"reports/metrics/{stage}.json is missing: run `dvc repro {stage}` first")
+        if path is not None:
+            metrics[stage] = _json(path, stage)
+            manifest = path.parents[1] / "manifests" / path.name
+            scales[stage] = str(_json(manifest, stage).get("scale", "unknown")) if manifest.is_file() else "unknown"
+    folder = config.root() / "data" / "reported"
+    reported = pd.read_csv(folder / "reported.csv", dtype=str, keep_default_na=False)
+    origins = pd.read_csv(folder / "sources.csv").set_index("source")["what"].to_dict()
+    return Book(metrics, scales, reported, origins)
+
+
+def look_up(content: Any, key: str) -> Any:
+    """What stands under "a.b.c" in nested mappings, None if nothing does; a key may itself hold dots."""
+    if not key:
+        return content
+    if not isinstance(content, Mapping):
+        return None
+    parts = key.split(".")
+    for count in range(1, len(parts) + 1):
+        inner = content.get(".".join(parts[:count]))
+        found = None if inner is None else look_up(inner, ".".join(parts[count:]))
+        if found is not None:
+            return found
+    return None
+
+
+def as_number(found: Any, source: str) -> Number | None:
+    """A number of the metrics: plain, {value, low, high}, [value, low, high], or {mean, se}, then with two errors."""
+    if isinstance(found, bool) or found is None:
+        return None
+    if isinstance(found, int | float):
+        return Number(float(found), source=source)
+    if isinstance(found, Mapping) and {"mean", "se"} <= set(found):
+        found = [found["mean"], found["mean"] - 2 * found["se"], found["mean"] + 2 * found["se"]]
+    if isinstance(found, Mapping):
+        found = [found.get(end) for end in ("value", "low", "high")]
+    if isinstance(found, list) and len(found) == 3 and all(isinstance(end, int | float) for end in found):
+        return Number(*map(float, found), source=source)
+    return None
+
+
+def _reported(book: Book, key: str, source: str) -> Number | None:
+    parts = key.split(" / ")
+    if len(parts) != len(REPORTED):
+        raise ValueError(f"{source!r}: a reported number is named by {' / '.join(REPORTED)}")
+    rows = book.reported
+    for column, part in zip(REPORTED, parts, strict=True):
+        rows = rows[rows[column] == part]
+    if len(rows) > 1:
+        raise ValueError(f"{source!r} names {len(rows)} rows of data/reported/reported.csv")
+    return Number(float(rows["value"].iloc[0]), source=source) if len(rows) else None
+
+
+def reported_source(row: Mapping[str, str]) -> str:
+    """The source of a row of reported.csv."""
+    return "reported:" + " / ".join(row[column] for column in REPORTED)
+
+
+def number(book: Book, source: str) -> Number | None:
+    """The number that a source names, None where nothing stands."""
+    for word, combine in ((LESS, _less), (SHARE, _share)):
+        if word in source:
+            first, second = (number(book, part) for part in source.split(word))
+            return None if first is None or second is None else combine(first, second, source)
+    stage, _, key = source.partition(":")
+    if stage == "reported":
+        return _reported(book, key, source)
+    return as_number(look_up(book.metrics.get(stage, {}), key), source)
+
+
+def _less(a: Number, b: Number, source: str) -> Number:
+    value = a.value - b.value
+    if a.low is None or b.low is None:
+        return Number(value, source=source)
+    down = math.hypot(a.value - a.low, b.high - b.value)
+    up = math.hypot(a.high - a.value, b.value - b.low)
+    return Number(value, value - down, value + up, source)
+
+
+def _share(a: Number, b: Number, source: str) -> Number | None:
+    return Number(a.value / b.value, source=source) if b.value else None
+
+
+def leaves(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every mapping in nested mappings, with the path to it."""
+    if isinstance(content, Mapping):
+        yield path, content
+        for key, inner in content.items():
+            yield from leaves(inner, (*path, str(key)))
+
+
+# ----------------------------------------------------------------------------------------------------------- in words
+
+
+def digits_of(found: Number) -> int:
+    """Digits after the point: as many as the interval deserves, else three significant ones."""
+    size = abs(found.value) if found.low is None else max(found.high - found.low, 1e-12) / 2
+    if size == 0:
+        return 0 if found.low is None else 3
+    return min(max((1 if found.low is not None else 2) - math.floor(math.log10(size)), 0), 6)
+
+
+def in_words(found: Number) -> str:
+    """A number as text: "0.763 (0.735 to 0.785)", "1.24", "6e-15"; a difference has a sign, "+0.024"."""
+    plus = "+" if any(mark in found.source for mark in GAIN) else ""
+    if found.source.startswith("reported:") and LESS not in found.source:
+        metric = found.source.rsplit(" / ", 1)[1]
+        short, fewest = f"{found.value:{plus}.6g}", LEAST_DIGITS.get(metric, 2)
+        return short if len(short.partition(".")[2]) > fewest else f"{found.value:{plus}.{fewest}f}"
+    if found.low is None and found.value and abs(found.value) < 1e-4:
+        return f"{found.value:{plus}.1e}"
+    if found.low is None and found.value == round(found.value) and LESS not in found.source:
+        return f"{found.value:{plus}.0f}"
+    if found.source.startswith("reported:"):
+        return f"{found.value:{plus}.4g}"
+    n = digits_of(found)
+    value, *ends = (f"{round(x, n) + 0.0:{plus}.{n}f}" for x in (found.value, found.low, found.high) if x is not None)
+    return f"{value} ({ends[0]} to {ends[1]})" if ends else value
+
+
+def metric_name(metric: str) -> str:
+    """A metric as a heading of a table: "HPSv2.1, concept art"."""
+    known = next((name for name in METRIC_NAMES if metric == name or metric.startswith(f"{name}_")), None)
+    if known is None or metric in METRIC_NAMES:
+        return METRIC_NAMES.get(metric, metric)
+    return f"{METRIC_NAMES[known]}, {metric.removeprefix(f'{known}_').replace('_', ' ')}"

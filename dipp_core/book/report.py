@@ -1,0 +1,168 @@
+"""What a notebook publishes: figures, tables and metrics, in one style and with stable bytes.
+
+The pipeline collects them under `reports/`; a notebook that a reader runs by hand writes to `reports/scratch/` instead,
+so exploring never touches a published result.
+"""
+
+import dataclasses
+import io
+import json
+import logging
+import math
+import os
+import pathlib
+import re
+
+import matplotlib
+import matplotlib.pyplot as plt
+
+from dipp_core.book import config
+from dipp_core.files import write_whole
+
+# Okabe and Ito's colours, told apart under every common colour blindness; one meaning each, in every notebook
+COLORS = {
+    "data": "#B3B3B3",
+    "ref": "#0072B2",  # the frozen reference diffusion
+    "gen": "#D55E00",  # the one-step generator
+    "ta": "#009E73",  # the assistant
+    "reward": "#CC79A7",
+    "exact": "#000000",  # a closed form
+    "accent": "#E69F00",
+    "light": "#56B4E9",
+}
+CYCLE = [COLORS[name] for name in ("ref", "gen", "ta", "reward", "accent", "light", "exact")]
+SEQUENTIAL, DIVERGING = "cividis", "RdBu_r"
+
+STYLE = {
+    "figure.figsize": (8.0, 4.0),
+    "figure.dpi": 100,
+    "savefig.dpi": 200,
+    "figure.constrained_layout.use": True,
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",
+    "font.size": 12,
+    "axes.titlesize": 13,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E6E6E6",
+    "legend.frameon": False,
+    "legend.fontsize": 11,
+    "xtick.labelsize": 11,
+    "ytick.labelsize": 11,
+    "lines.linewidth": 2.0,
+    "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
+    "image.cmap": SEQUENTIAL,
+    "pdf.fonttype": 42,
+}
+
+
+def use_style() -> None:
+    """Set the one style of all figures, whatever the reader's own matplotlibrc says."""
+    matplotlib.rcdefaults()
+    matplotlib.rcParams.update(STYLE)
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it remarks on the dates of matplotlib's own fonts
+
+
+def plain(value):
+    """JSON without surprises: tensors and numpy numbers as numbers, floats to 6 significant digits, no NaN."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"a published number must be finite, found {value}")
+        return float(f"{value:.6g}")
+    return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The published outputs of one stage."""
+
+    stage: str
+    root: pathlib.Path
+
+    def figure(self, fig, name: str, alt: str):
+        """Save as PNG (two pixels per point on the page) and PDF; returns the picture for the notebook to show.
+
+        `alt` says in words what the picture shows, for readers who cannot see it.
+        """
+        from IPython.display import Image
+
+        if fig.get_figwidth() > 11:
+            raise ValueError(f"figure {name!r} is {fig.get_figwidth()} inches wide; text stays legible up to 11")
+        width = round(fig.get_figwidth() * STYLE["figure.dpi"])
+        for suffix, metadata in ((".pdf", {"CreationDate": None, "ModDate": None}), (".png", {"Software": None})):
+            buffer = io.BytesIO()
+            fig.savefig(buffer, format=suffix[1:], metadata=metadata)
+            write_whole(self._figure_path(name, suffix), buffer.getvalue())
+        plt.close(fig)
+        return Image(data=buffer.getvalue(), format="png", width=width, alt=alt)
+
+    def animation(self, frames, name: str, alt: str, *, fps: int = 10):
+        """Save figures (an iterable; each is closed) as one looped GIF of at most 900 pixels; returns it to be shown.
+
+        The last frame stays for two seconds.
+        """
+        from IPython.display import Image
+
+        pictures = [_picture(fig) for fig in frames]
+        palette = pictures[-1].quantize(128)
+        first, *rest = (picture.quantize(palette=palette, dither=0) for picture in pictures)
+        durations = [1000 // fps] * len(rest) + [2000]
+        buffer = io.BytesIO()
+        first.save(buffer, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, optimize=True)
+        write_whole(self._figure_path(name, ".gif"), buffer.getvalue())
+        return Image(data=buffer.getvalue(), format="gif", width=first.width, alt=alt)
+
+    def save(self, tensors: dict, name: str, *, scale: str, **facts) -> None:
+        """Save tensors for later notebooks, which get them with `saved.load`; `facts` (JSON) go along."""
+        from safetensors.torch import save
+
+        whole = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
+        content = save(
+            whole, metadata={"facts": json.dumps(plain({"scale": scale} | facts), sort_keys=True, allow_nan=False)}
+        )
+        write_whole(self.root / "runs" / self.stage / f"{name}.safetensors", content)
+
+    def table(self, frame, name: str):
+        """Save a pandas table as CSV with 6 significant digits; returns it for the notebook to show."""
+        text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        write_whole(self.root / "tables" / self.stage / f"{name}.csv", text.encode())
+        return frame
+
+    def _figure_path(self, name: str, suffix: str) -> pathlib.Path:
+        if not re.fullmatch(r"[a-z0-9_]+", name):
+            raise ValueError(f"figure name {name!r}: use lower-case letters, digits and underscores")
+        return self.root / "figures" / self.stage / f"{name}{suffix}"
+
+    def metrics(self, values: dict) -> dict:
+        """Save the numbers that this notebook stands for; the last cell of every notebook."""
+        values = plain(values)
+        text = json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n"
+        write_whole(self.root / "metrics" / f"{self.stage}.json", text.encode())
+        return values
+
+
+def _picture(fig):
+    """A figure as a Pillow image of at most 900 pixels width, and the figure closed."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png", dpi=min(STYLE["figure.dpi"], 900 / fig.get_figwidth()))
+    plt.close(fig)
+    return Image.open(buffer).convert("RGB")
+
+
+def open_report(stage: str) -> Report:
+    """The report of one stage, in the one style; under `reports/scratch` unless the pipeline runs the notebook."""
+    use_style()
+    root = os.environ.get("DIPP_REPORTS")
+    return Report(stage, pathlib.Path(root) if root else config.root() / "reports" / "scratch")

@@ -1,0 +1,1 @@
+"""What a reader does: exercises with graders, a playground, votes."""

@@ -1,0 +1,1 @@
+"""Pictures drawn from a generator, and how they are judged."""

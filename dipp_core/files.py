@@ -1,0 +1,64 @@
+"""Files that are written whole or not at all, locked by one process, read with one clear line; and the checkout."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+
+class InputError(ValueError):
+    """One line that says what is wrong with what was given, and what to do. Commands print it and end with code 2."""
+
+
+def root() -> pathlib.Path:
+    """The checkout: where params.yaml, data/ and reports/ are (the pipeline runs a copy of the code from elsewhere)."""
+    return pathlib.Path(os.environ.get("DIPP_ROOT") or pathlib.Path(__file__).resolve().parents[1])
+
+
+def write_whole(path: pathlib.Path, content: bytes | str) -> pathlib.Path:
+    """Write beside the target and rename: a file under its final name is always whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(partial, "wb") as handle:
+            handle.write(content.encode() if isinstance(content, str) else content)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+@contextlib.contextmanager
+def only_one(lock: pathlib.Path, what: str) -> Iterator[None]:
+    """Refuse a second process that wants the same; the lock vanishes with its process, however that ends."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise InputError(f"{what}: is already running (process {handle.read().strip()}); wait for it") from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def read_json(path: pathlib.Path, cure: str) -> Any:
+    """The content of a JSON file; `cure` says what to do where it is missing or broken."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; {cure}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({first_line(error)}); {cure}") from None
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line of at most 200 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

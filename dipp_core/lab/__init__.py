@@ -1,1 +1,0 @@
-"""How it is run: the environment, configuration, the notebook pipeline, figures and tables."""

@@ -1,0 +1,186 @@
+"""Three roles on one frozen base: the reference is the base itself, assistant and generator are adapters of it (LoRA).
+
+    base = SharedBase(world.denoiser, targets=("attention",))
+    start = Adapted(base, rank=64)                                         # computes what the base computes, exactly
+    student = Student(world.generator(t_star, start), trainable_copy(start))   # their copies share the base
+    merged(student.gen.network)                                 # a whole denoiser again
+
+An adapted layer W x becomes W x + (alpha / rank) B A x, with A, B of the given rank and B = 0 at the start. The layers
+of the base carry a hook that adds this for the role being computed and nothing otherwise, so that the reference is the
+untouched base, bit for bit, and no role has to be switched on or off.
+
+Libraries that switch adapters by name also switch which parameters learn. Here that stays with the caller: Algorithm 1
+differentiates through an assistant whose parameters are frozen. And what gradient checkpointing computes again, it
+computes in the role it was computed in first.
+"""
+
+import contextlib
+import copy
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from dipp_core.method.scores import Cond
+from dipp_core.models.latent import Denoiser
+
+# Groups of layers by the last parts of their names, as diffusers has them in UNets and in transformers
+TARGETS = {
+    "attention": ("to_q", "to_k", "to_v", "to_out.0"),
+    "ff": ("ff.net.0.proj", "ff.net.2"),
+    "convs": ("conv1", "conv2", "conv_shortcut", "conv"),
+}
+
+
+def find_layers(network: nn.Module, targets: Sequence[str]) -> dict[str, nn.Module]:
+    """The linear and convolution layers of these groups or names, by path."""
+    found = {}
+    for target in targets:
+        ends = TARGETS.get(target, (target,))
+        some = {
+            path: layer
+            for path, layer in network.named_modules()
+            if any(f".{path}".endswith(f".{end}") for end in ends)
+        }
+        if not some:
+            known = ", ".join(TARGETS)
+            raise ValueError(f"no layer of this {type(network).__name__} is called {target!r}; groups are {known}")
+        found |= some
+    for path, layer in found.items():
+        grouped = getattr(layer, "groups", 1) != 1 or getattr(layer, "padding_mode", "zeros") != "zeros"
+        if not isinstance(layer, nn.Linear | nn.Conv2d) or grouped:
+            raise ValueError(f"{path} is a {type(layer).__name__}, not a plain Linear or Conv2d: it takes no adapter")
+    return found
+
+
+class SharedBase:
+    """A frozen denoiser that any number of roles share; `active` is the role being computed, None for the base."""
+
+    def __init__(self, denoiser: Denoiser, *, targets: Sequence[str] = ("attention",)):
+        self.denoiser, self.active = denoiser.requires_grad_(False), None
+        self.layers = find_layers(denoiser.network, targets)
+        added = {path: functools.partial(self._add, path) for path in self.layers}
+        self.hooks = [layer.register_forward_hook(added[path]) for path, layer in self.layers.items()]
+
+    def _add(self, path: str, _layer: nn.Module, inputs: tuple, out: Tensor) -> Tensor | None:
+        return None if self.active is None else out + self.active.change(path, inputs[0])
+
+    @contextlib.contextmanager
+    def acting(self, role: "Adapted | None") -> Iterator[None]:
+        """Within the context the base computes a role."""
+        before, self.active = self.active, role
+        try:
+            yield
+        finally:
+            self.active = before
+
+    def recompute(self) -> None:
+        """Gradient checkpointing: keep no activations inside the blocks, compute them again in the backward pass."""
+        self.denoiser.network.enable_gradient_checkpointing(self._checkpointed)
+
+    def _checkpointed(self, block: nn.Module, *args: Any) -> Any:
+        role = self.active
+
+        def again(*args: Any) -> Any:
+            with self.acting(role):
+                return block(*args)
+
+        return checkpoint(again, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+class Adapter(nn.Module):
+    """B A x, of the shape of one layer's output: what the layer's weight is to be changed by, at low rank.
+
+    A has the geometry of the layer, B mixes its `rank` outputs. They are kept in float32, as Adam needs it, and applied
+    in the dtype of x. Their names are those of diffusers' LoRA files.
+    """
+
+    def __init__(self, layer: nn.Module, rank: int, generator: torch.Generator):
+        super().__init__()
+        wide, narrow = layer.weight.shape[:2]
+        kernel = layer.weight.shape[2:]
+        self.geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation")} if kernel else None
+        self.lora_A, self.lora_B = nn.Module(), nn.Module()
+        down = torch.empty(rank, narrow, *kernel)
+        bound = down[0].numel() ** -0.5
+        down.uniform_(-bound, bound, generator=generator)
+        self.lora_A.weight = nn.Parameter(down.to(layer.weight.device))
+        self.lora_B.weight = nn.Parameter(torch.zeros(wide, rank, *(1 for _ in kernel), device=layer.weight.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, up = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
+        if self.geometry is None:
+            return functional.linear(functional.linear(x, down), up)
+        return functional.conv2d(functional.conv2d(x, down, **self.geometry), up)
+
+    def product(self) -> Tensor:
+        """B A as one weight, of the shape of the layer's."""
+        return torch.einsum("or...,ri...->oi...", self.lora_B.weight, self.lora_A.weight)
+
+
+class Adapted(nn.Module):
+    """A denoiser (xt, t, cond) -> prediction: the shared base with adapters of its own, which are all its parameters.
+
+    Copying it copies the adapters and shares the base. alpha: scale of the change, alpha / rank; by default 1.
+    """
+
+    def __init__(self, base: SharedBase, *, rank: int, alpha: float | None = None, seed: int = 0):
+        if rank < 1:
+            raise ValueError(f"the rank of an adapter is at least 1, not {rank}")
+        super().__init__()
+        self.shared, self.rank, self.scale = (base,), rank, (alpha or rank) / rank  # a tuple: no submodule of this
+        generator, self.adapters, self.by_path = torch.Generator().manual_seed(seed), nn.Module(), {}
+        for path, layer in base.layers.items():
+            self.by_path[path] = Adapter(layer, rank, generator)
+            _put(self.adapters, path, self.by_path[path])
+
+    @property
+    def base(self) -> SharedBase:
+        return self.shared[0]
+
+    def change(self, path: str, x: Tensor) -> Tensor:
+        """What the role adds to the output of one layer."""
+        return self.scale * self.by_path[path](x)
+
+    def forward(self, xt: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        with self.base.acting(self):
+            return self.base.denoiser(xt, t, cond)
+
+    def __deepcopy__(self, memo: dict) -> "Adapted":
+        twin = Adapted(self.base, rank=self.rank, alpha=self.scale * self.rank)
+        memo[id(self)] = twin
+        for own, other in zip(self.parameters(), twin.parameters(), strict=True):
+            other.data = own.detach().clone()
+            other.requires_grad_(own.requires_grad)
+        return twin
+
+
+def _put(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Register a module under a dotted path, so that its parameters have the names of the layer it belongs to."""
+    *parents, last = path.split(".")
+    for name in parents:
+        if name not in dict(root.named_children()):
+            root.add_module(name, nn.Module())
+        root = root.get_submodule(name)
+    root.add_module(last, module)
+
+
+@torch.no_grad()
+def merged(role: Adapted, dtype: torch.dtype | None = None) -> Denoiser:
+    """A whole denoiser of its own that computes what the role does, W + (alpha / rank) B A in every adapted layer.
+
+    In the base's dtype, or in `dtype`: in bfloat16 a small change is lost in the rounding of W, in float32 it is not.
+    """
+    with role.base.acting(None):
+        whole = copy.deepcopy(role.base)
+    for hook in whole.hooks:
+        hook.remove()
+    whole.denoiser.to(dtype).network.disable_gradient_checkpointing()
+    for path, layer in whole.layers.items():
+        change = role.scale * role.by_path[path].product()
+        layer.weight.copy_(layer.weight.to(change.dtype) + change.to(layer.weight.device))
+    return whole.denoiser

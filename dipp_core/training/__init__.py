@@ -1,0 +1,1 @@
+"""Long runs: distillation and alignment, kept, resumed and watched, at every scale."""

@@ -1,0 +1,31 @@
+"""Where a long run of a notebook is kept while it is under way.
+
+The name of the folder says what the run depends on. Killed and started again, it finds its own checkpoints; with
+another setting, other inputs or other code it finds none, and begins anew instead of being refused.
+"""
+
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from dipp_core.book import config, sources
+
+
+def workplace(stage: str, name: str, settings: dict, inputs: Iterable[Tensor]) -> pathlib.Path:
+    """.work/long/STAGE/NAME_DIGEST, of settings (JSON), input tensors, code, threads and torch; not made here.
+
+    The code is that of the notebook and of all files of dipp_core that it imports; prose may change. Who is done
+    removes the folder, so that the next run starts fresh.
+    """
+    code = sources.code_of(sources.read_notebook(sources.notebook_path(stage)))
+    facts = {"settings": settings, "torch": torch.__version__, "threads": torch.get_num_threads(), "code": code}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for file in sources.imports(code):
+        digest.update((config.root() / file).read_bytes())
+    for tensor in inputs:
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return config.root() / ".work" / "long" / stage / f"{name}_{digest.hexdigest()[:12]}"

@@ -1,0 +1,162 @@
+"""A small run that depends on everything a run can depend on, made to be killed at any moment.
+
+    python long_run.py FOLDER    train to the end, or continue
+    python long_run.py           a server: a line {"folder": .., "steps": .., "die_at": ..} starts a run in its process
+
+The server imports and warms up once, so that a run starts in milliseconds. With die_at = n the process of the run kills
+itself at its nth call that makes something last (fsync, rename, rmdir).
+"""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import sys
+
+import numpy as np
+import torch
+from torch import nn
+
+from dipp_core.method.algorithm import align, preset
+from dipp_core.method.schedule import sigma_power_weight, uniform_time, vp_continuous
+from dipp_core.training import curves, pictures, train
+from dipp_core.training.ema import EMA
+
+SCHEDULE = vp_continuous()
+
+
+class Convolutions(nn.Module):
+    """Small, with buffers that training moves (batch norm) and draws from the global random state (dropout)."""
+
+    def __init__(self):
+        super().__init__()
+        layers = (
+            nn.Conv2d(5, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.SiLU(),
+            nn.Dropout(0.1),
+            nn.Conv2d(8, 3, 3, padding=1),
+        )
+        self.body = nn.Sequential(*layers)
+
+    def forward(self, xt, t, cond):
+        more = torch.stack([t.to(xt.dtype), cond], 1)[..., None, None].expand(-1, -1, *xt.shape[2:])
+        return self.body(torch.cat([xt, more], 1)) - xt
+
+
+def draw_cond(shape, generator):
+    """From three sources of randomness: the run's own generator, Python's and numpy's."""
+    more = random.random() + np.random.rand()  # noqa: NPY002, the global state is what is meant
+    return torch.rand(shape, generator=generator) + more
+
+
+def long_run(folder, steps, *, seed=0, plan=None, say=lambda line: None, **more):
+    """Train two small networks with Algorithm 1; `plan` and `more` go to `train.run`. Returns its parts."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    gen, ta, ref = Convolutions(), Convolutions(), Convolutions().requires_grad_(False)
+    optimizers = [
+        torch.optim.AdamW(gen.parameters(), lr=1e-3, betas=(0.0, 0.99)),
+        torch.optim.SGD(ta.parameters(), lr=1e-3, momentum=0.9),
+    ]
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizers[0], steps)
+    warm = torch.optim.lr_scheduler.LambdaLR(optimizers[1], lambda step: min(1, step / 50))
+    ema, noise = EMA(gen, 0.99), torch.Generator().manual_seed(seed)
+    law, weight = uniform_time(0.05, 0.95), sigma_power_weight(SCHEDULE, 2)
+    settings = preset(
+        "dipp",
+        batch_shape=(4,),
+        z_shape=(3, 8, 8),
+        alpha_rew=2.0,
+        time_sampler=law,
+        weight=weight,
+        ta_weight=weight,
+        ta_steps=2,
+        max_grad_norm=1.0,
+    )
+    parts = {
+        "gen": gen,
+        "ta": ta,
+        "gen_optimizer": optimizers[0],
+        "ta_optimizer": optimizers[1],
+        "decay": decay,
+        "warm": warm,
+        "ema": ema,
+        "noise": noise,
+    }
+
+    def records(start):
+        return align(
+            gen=lambda z, cond: gen(z, torch.ones(len(z)), cond),
+            ta=ta,
+            ref=ref,
+            reward=lambda x0, cond: x0.mean((1, 2, 3)) - x0.square().mean((1, 2, 3)),
+            schedule=SCHEDULE,
+            settings=settings,
+            gen_optimizer=optimizers[0],
+            ta_optimizer=optimizers[1],
+            draw_cond=draw_cond,
+            null_cond=torch.tensor(0.0),
+            generator=noise,
+            steps=steps,
+            start_step=start,
+        )
+
+    def evaluate(done):
+        with ema.averaged():
+            return {"weight": gen.body[0].weight.mean(), "draw": torch.rand(())}
+
+    plan = plan or train.Plan(steps=steps, save_steps=4, save_minutes=0.0015, evaluate_steps=20)
+    train.run(
+        folder,
+        records,
+        parts,
+        plan,
+        {"seed": seed},
+        **{"after_step": (decay.step, warm.step, ema.update), "evaluate": evaluate, "say": say} | more,
+    )
+    return parts
+
+
+def die_at(number):
+    """Kill this process at its nth call that makes something last, before it is made."""
+    calls = iter(range(number, 0, -1))
+
+    def deadly(call):
+        def counted(*arguments, **options):
+            if next(calls) == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **options)
+
+        return counted
+
+    for name in ("fsync", "rename", "rmdir"):
+        setattr(os, name, deadly(getattr(os, name)))
+
+
+def warm_up():
+    """What the first run of a process would wait seconds for."""
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    pictures.png(pictures.figure({"nothing": curves.Curve(np.arange(2), np.arange(2))}))
+
+
+def serve():
+    """Answers the process id when a run starts, and its exit status when it has ended."""
+    warm_up()
+    for line in sys.stdin:
+        order = json.loads(line)
+        if child := os.fork():
+            print(child, flush=True)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+            continue
+        if order.get("die_at"):
+            die_at(order["die_at"])
+        long_run(pathlib.Path(order["folder"]), order["steps"])
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    long_run(pathlib.Path(sys.argv[1]), 200, say=print) if sys.argv[1:] else serve()

@@ -1,0 +1,203 @@
+"""What a run will take, counted on shapes: against real tensors, against published sizes; one line where it fails."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from dipp_core.method.staged import frozen
+from dipp_core.models import latent_files, memory, miniature, public
+from dipp_core.models.lora import Adapted, SharedBase
+from dipp_core.training import footprint, preflight
+from dipp_core.training.preflight import GIB, PROFILES, Machine, Switches, Task
+from dipp_core.worlds import shapes
+
+SD15, PIXART, SDXL = public.PUBLIC
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root, words = tmp_path_factory.mktemp("models"), shapes.vocabulary()
+    return {kind: miniature.build(root / kind, kind, words=words, size="tiny") for kind in miniature.KINDS}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("kind", miniature.KINDS)
+def test_counting_on_shapes_is_counting_on_real_tensors(folders, kind, checkpointing):
+    """The same passes with numbers in them, on a CPU, whose own fused attention is counted there."""
+    found = public.describe(folders[kind])
+    switches = Switches(rank=4, dtype="float32", checkpoint_denoiser=checkpointing)
+    ghosts = preflight._ghosts(found, switches)
+    world = latent_files.load(folders[kind])
+    base = SharedBase(world.denoiser)
+    role = Adapted(base, rank=4)
+    if checkpointing:
+        base.recompute()
+        memory.recompute_vae(world.vae)
+    assert footprint.count(world.denoiser) == footprint.count(ghosts.world.denoiser)
+    assert footprint.count(role) == footprint.count(ghosts.gen)
+    prompts = world.prompts(["a red circle"])
+    batch = 16
+    z, t, cond = torch.randn(batch, *world.z_shape), torch.full((batch,), 0.5), prompts.rows(torch.zeros(batch).long())
+    length = ghosts.cond_shape["tokens"][0]
+    cond = {
+        name: leaf[:, :1].expand(-1, length, *leaf.shape[2:]).clone() for name, leaf in cond.items() if leaf.ndim > 1
+    }
+    with footprint.LiveBytes() as live:
+        out = role(z, t, cond)
+        kept = live.now
+        out.sum().backward()
+    assert (kept, live.most) == pytest.approx(footprint.learning_pass(ghosts, batch), rel=0.1)
+    with footprint.LiveBytes() as live, frozen(list(role.parameters())):
+        xt = z.clone().requires_grad_()
+        torch.autograd.grad(role(xt, t, cond).sum() + world.denoiser(xt, t, cond).sum(), xt)
+    assert live.most == pytest.approx(footprint.divergence_pass(ghosts, batch, star=True, guided=False), rel=0.1)
+    with footprint.LiveBytes() as live:
+        images = world.decode(z.clone().requires_grad_())
+        kept = live.now
+        images.sum().backward()
+    how = {"dtype": "float32", "checkpointing": checkpointing}
+    counted = footprint.picture_pass(json.dumps(found["vae"]), (batch, *world.z_shape), **how)
+    assert (kept, live.most) == pytest.approx(counted, rel=0.1)
+
+
+def test_published_sizes():
+    """Parameters in millions, as the model cards and papers have them."""
+    sizes = {source: public.describe(source) for source in (SD15, PIXART, SDXL)}
+    millions = {
+        (source[:13], name): footprint.count(public.on_meta(description)) / 1e6
+        for source, found in sizes.items()
+        for name, description in found.items()
+    }
+    assert millions == pytest.approx(
+        {
+            ("stable-diffus", "denoiser"): 859.5,
+            ("stable-diffus", "vae"): 83.7,
+            ("stable-diffus", "text"): 123.1,
+            ("PixArt-alpha/", "denoiser"): 610.9,
+            ("PixArt-alpha/", "vae"): 83.7,
+            ("PixArt-alpha/", "text"): 4762.3,
+            ("stabilityai/s", "denoiser"): 2567.5,
+            ("stabilityai/s", "vae"): 83.7,
+            ("stabilityai/s", "text"): 123.1,
+            ("stabilityai/s", "text_2"): 694.7,
+        },
+        rel=1e-3,
+    )
+
+
+def test_a_table_before_anything_is_loaded(monkeypatch):
+    """SD1.5 at 512 pixels, with a profile meant for it; nothing that loads weights is called."""
+    monkeypatch.setattr(nn.Module, "load_state_dict", None)
+    said = []
+    machine = Machine("GPU", 23.5 * GIB, 200 * GIB)
+    parts = preflight.check(Task(reference=SD15), PROFILES["gpu24"], machine, said.append)
+    lines = "\n".join(said)
+    for words in (
+        "reference, frozen",
+        "Adam's state",
+        "activations",
+        "text encoder",
+        "checkpoints",
+        "this machine has",
+    ):
+        assert words in lines
+    memory, disk = preflight.needed(parts)
+    assert 5 * GIB < memory < 22 * GIB
+    exported = 2 * (859.5e6 + 83.7e6 + 123.1e6) * 4  # the new pipeline, beside the one it takes the place of
+    assert 4 * GIB < disk - exported < 12 * GIB
+    named = {part.name: part for part in parts}
+    assert named["reference, frozen"].memory == pytest.approx(859.5e6 * 2, rel=1e-3)
+    assert named["text encoder, before training"].before
+
+
+def test_prompts_are_on_the_disk_and_counted_there(folders):
+    """Of PixArt's only the tokens they have, of Stable Diffusion's all; SDXL's with a vector for the whole prompt."""
+    for source, values in ((SD15, 77 * 768), (PIXART, 20 * 4096), (SDXL, 77 * 2048 + 1280)):
+        assert preflight._ghosts(public.describe(source), Switches(rank=1)).prompt_values(20.0) == values
+    task = Task(reference=str(folders["dit"]), prompts=10**6, prompt_tokens=9.0)
+    parts = {part.name: part for part in preflight.estimate(task, Switches(rank=2, batch=1), "GPU")}
+    prompts = parts["1,000,000 prompts, encoded"]
+    assert prompts.memory == 0
+    assert prompts.disk == 10**6 * (9 * 16 * 2 + 32)
+
+
+def test_switches_do_what_they_are_for(folders):
+    """Each, turned over alone, lowers the need of a run that has it off."""
+    off = {f"checkpoint_{name}": False for name in ("denoiser", "vae", "reward")}
+    dear = Switches(roles="full", dtype="float32", batch=4, rank=2, **off)
+    task = Task(reference=str(folders["unet"]), star=True, prompts=2)
+    before = preflight.needed(preflight.estimate(task, dear, "CPU"))[0]
+    for change in preflight.CURES[:-1]:  # the tiny decoder is larger than the miniature's own
+        parts = preflight.estimate(task, dataclasses.replace(dear, **change), "CPU")
+        stage = next(part for part in parts if part.name.startswith("activations"))
+        lower = sum(part.memory for part in parts if not part.before) < before or "reward" not in stage.name
+        assert lower, change
+    again = preflight.estimate(dataclasses.replace(task, own_start=True), dataclasses.replace(dear, processes=2), "CPU")
+    assert {"start of the generator", "gradients in exchange"} <= {part.name for part in again}
+
+
+def needs(task, switches, kind="GPU"):
+    return preflight.needed(preflight.estimate(task, switches, kind))[0]
+
+
+def test_one_line_names_the_switch_that_makes_it_fit(folders):
+    """On a machine with just as much as one switch leaves, or as two leave, where no single one does."""
+    task = Task(reference=str(folders["unet"]), prompts=2)
+    dear = Switches(roles="full", dtype="float32", rank=2, batch=1)
+    kept = needs(task, dataclasses.replace(dear, roles="lora"))
+    both = needs(task, dataclasses.replace(dear, dtype="bfloat16", roles="lora"))
+    for room, words in ((kept, "roles = lora fits"), (both, "dtype = bfloat16 with roles = lora fits")):
+        with pytest.raises(preflight.PreflightError, match=words) as caught:
+            preflight.check(task, dear, Machine("GPU", room, 1e12), [].append)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("memory", "disk", "words"),
+    [(0.1 * GIB, 1e12, "no switch makes it fit"), (1e12, 1e4, "GiB of disk")],
+)
+def test_what_nothing_cures_is_one_line_too(folders, memory, disk, words):
+    with pytest.raises(preflight.PreflightError, match=words) as caught:
+        preflight.check(Task(reference=str(folders["dit"])), PROFILES["cpu"], Machine("GPU", memory, disk), [].append)
+    assert "\n" not in str(caught.value)
+
+
+def test_this_machine_has_memory_and_a_disk(tmp_path):
+    found = preflight.here(tmp_path / "not" / "yet", "cpu")
+    assert found.kind in ("CPU", "GPU")
+    assert found.memory > GIB / 2
+    assert found.disk > 0
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("nowhere/at-all", "no hub id with a commit"),
+        ("some folder", "no such folder"),
+        (f"someone/model@{'0' * 40}", "is not here"),
+    ],
+)
+def test_a_model_that_is_not_here_is_one_line(source, words):
+    with pytest.raises(latent_files.ModelError, match=words) as caught:
+        public.describe(source)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", public.PUBLIC)
+def test_what_is_missing_comes_with_its_size_and_the_command_that_fetches_it(source, monkeypatch):
+    import huggingface_hub
+
+    def unreachable(*_, **__):
+        raise ConnectionError("no route to the hub\nand a second line")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    for fetch, words in ((False, "is not here"), (True, "cannot be fetched")):
+        with pytest.raises(latent_files.ModelError, match=words) as caught:
+            public.locate(source, fetch=fetch)
+        line = str(caught.value)
+        assert "\n" not in line
+        assert public.PUBLIC[source].size in line
+        assert f"huggingface-cli download {source} --revision {public.PUBLIC[source].revision}" in line
