@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dipp_core.book import config
 from dipp_core.book.saved import SavedRunError
 from dipp_core.evaluation import evaluation, generation, picture_sets, pipelines, prompt_lists
+from dipp_core.files import InputError
 from dipp_core.models.latent_files import ModelError
-from dipp_core.rewards.files import RewardError
 
 ERRORS = (
     picture_sets.PictureError,
     prompt_lists.PromptError,
-    RewardError,
+    InputError,
     ModelError,
     SavedRunError,
     config.ConfigError,

@@ -18,13 +18,13 @@ from dipp_core.book import config
 from dipp_core.evaluation import picture_sets, verdicts
 from dipp_core.evaluation.picture_sets import Item, PictureError
 from dipp_core.evaluation.prompt_lists import Prompt
-from dipp_core.files import write_whole
-from dipp_core.rewards import base
-from dipp_core.rewards.base import Judge
-from dipp_core.rewards.files import RewardError, quiet_packages
+from dipp_core.files import InputError, write_whole
+from dipp_core.rewards import public
+from dipp_core.rewards.judge import Judge
+from dipp_core.rewards.public import quiet_packages
 
 DIVERSITY = "diversity"  # asked of the CLIP of clipscore
-MEASURES = (*base.NAMES, DIVERSITY)
+MEASURES = (*public.NAMES, DIVERSITY)
 COLUMNS = ("index", "seed", "picture", "score")
 # what a score is multiplied with in tables, so that it reads as papers print it
 PRINTED = {"hpsv2": 100.0, "hpsv2.1": 100.0, "pickscore": 0.01, "clipscore": 100.0}
@@ -105,7 +105,7 @@ def score(
     device: str = "cpu",
     save_batches: int = 20,
     progress: Callable[[list], Any] = iter,
-    load: Callable[..., Judge] = base.load,
+    load: Callable[..., Judge] = public.load,
 ) -> int:
     """Ask one of MEASURES about every picture of this process's share that it has not scored; returns how many.
 
@@ -215,6 +215,6 @@ def score_all(
         try:
             count = score(folder, name, judge_source(judges[asked]), prompts, seeds, **options)
             say(f"{name}: {count} pictures scored")
-        except RewardError as error:
+        except InputError as error:
             not_run[name] = str(error)
     return not_run

@@ -153,11 +153,12 @@ def load(sampler: Sampler, *, scale: str, device: str = "cpu") -> Any:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ModelError(f"{folder} cannot be loaded as a {cls.__name__} ({why}); fetch or make it again") from None
     if sampler.denoiser:
-        from dipp_core.rewards.files import RewardError, fill
+        from dipp_core.files import InputError
+        from dipp_core.rewards.public import fill
 
         try:
             fill(pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer, denoiser_file(sampler))
-        except RewardError as error:
+        except InputError as error:
             raise ModelError(str(error)) from None
     if sampler.scheduler:
         pipeline.scheduler = getattr(diffusers, sampler.scheduler).from_config(pipeline.scheduler.config)

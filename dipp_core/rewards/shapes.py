@@ -10,11 +10,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from dipp_core.files import InputError
+
 IMAGE_FEATURES = 128
-
-
-class CaptionError(ValueError):
-    """One line that says what a caption lacks."""
 
 
 class PictureNet(nn.Module):
@@ -70,7 +68,8 @@ class AttributeClassifier(nn.Module):
 
 def classifier_loss(logits: Sequence[Tensor], attributes: Tensor) -> Tensor:
     """Mean cross-entropy, summed over attributes; attributes (B, n)."""
-    return sum(nn.functional.cross_entropy(part, attributes[:, k]) for k, part in enumerate(logits))
+    losses = [nn.functional.cross_entropy(part, attributes[:, k]) for k, part in enumerate(logits)]
+    return sum(losses, start=torch.zeros(()))
 
 
 class PreferenceReward(nn.Module):
@@ -94,13 +93,13 @@ class PreferenceReward(nn.Module):
         for row, text in enumerate(captions):
             known = [self.words[word] for word in text.lower().replace(",", " ").split() if word in self.words]
             if not known:
-                raise CaptionError(f"the caption {text!r} has no word that this reward was taught: {list(self.words)}")
+                raise InputError(f"the caption {text!r} has no word that this reward was taught: {list(self.words)}")
             bag[row, known] = 1.0
         return bag
 
     def forward(self, images: Tensor, captions: Sequence[str]) -> Tensor:
         if len(images) != len(captions):
-            raise ValueError(f"{len(images)} pictures and {len(captions)} captions: give one caption for every picture")
+            raise InputError(f"{len(images)} pictures and {len(captions)} captions: give one caption for every picture")
         text = self.text(self.bag(captions).to(images))
         features = self.trunk(images, self.look_for(text))
         return self.score(torch.cat([features, text], dim=-1)).squeeze(-1)
@@ -120,9 +119,9 @@ def judges_from(
     tensors: Mapping[str, Tensor], *, words: Sequence[str], sizes: Sequence[int]
 ) -> tuple[PreferenceReward, AttributeClassifier]:
     """Both judges, frozen, from weights whose names begin with "reward." and "classifier."."""
-    judges = {"reward": PreferenceReward(words), "classifier": AttributeClassifier(sizes)}
-    for name, judge in judges.items():
-        prefix = f"{name}."
+    reward, classifier = PreferenceReward(words), AttributeClassifier(sizes)
+    judges: dict[str, nn.Module] = {"reward.": reward, "classifier.": classifier}
+    for prefix, judge in judges.items():
         judge.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         judge.eval().requires_grad_(False)
-    return judges["reward"], judges["classifier"]
+    return reward, classifier

@@ -3,19 +3,17 @@
 Their numbers mean nothing. The weights are large enough that every picture gets another score.
 """
 
-import contextlib
+import functools
 import gzip
 import json
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator
-from unittest import mock
 
 import torch
 from torch import nn
 
-from dipp_core.rewards.files import quiet_packages
+from dipp_core.rewards import public
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*SPECIAL, *re.findall(r"[a-z]+|,", "a red fox on the snow green boat at night two dogs play cards,")]
@@ -37,6 +35,8 @@ HPS_CONFIG = {
     "vision_cfg": {"image_size": 56, "layers": 2, "width": 32, "head_width": 8, "patch_size": 14},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 2},
 }
+TOWERS = public.Towers(blip={"patch_size": 56, "embed_dim": 48, "depth": 2, "num_heads": 4}, hps=HPS_CONFIG)
+load = functools.partial(public.load, towers=TOWERS)
 MED_CONFIG = {
     "architectures": ["BertModel"],
     "hidden_size": 768,  # the official head takes no other
@@ -92,65 +92,29 @@ def write_clip(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def write_aesthetic(folder: pathlib.Path, clip: pathlib.Path) -> pathlib.Path:
-    from dipp_core.rewards import aesthetic
-
-    shutil.copytree(clip, folder)
-    torch.save(randomise(aesthetic.head(768), 1).state_dict(), folder / "aesthetic-model.pth")
-    return folder
-
-
-def write_hps(folder: pathlib.Path, name: str, seed: int = 0) -> pathlib.Path:
-    """A checkpoint as published: a table of half-precision weights under state_dict."""
-    from hpsv2.src import open_clip
-
-    folder.mkdir()
-    network = randomise(open_clip.create_model("ViT-H-14", precision="fp32"), seed)
-    torch.save({"state_dict": network.half().state_dict()}, folder / name)
-    return folder
-
-
-def write_image_reward(folder: pathlib.Path) -> pathlib.Path:
-    from dipp_core.rewards import image_reward
-
-    folder.mkdir()
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    (folder / "med_config.json").write_text(json.dumps(MED_CONFIG))
-    network = randomise(image_reward.build(folder / "med_config.json", folder / "vocab.txt"))
-    torch.save(network.state_dict(), folder / "ImageReward.pt")
-    return folder
-
-
-@contextlib.contextmanager
-def small_architectures() -> Iterator[None]:
-    """Where the official packages fix a size in code, a smaller one of the same classes, to make and to load."""
-    from hpsv2.src.open_clip import factory
-    from ImageReward.models.BLIP import blip_pretrain, vit
-
-    def small_vit(*_):
-        network = vit.VisionTransformer(
-            img_size=224, patch_size=56, embed_dim=48, depth=2, num_heads=4, drop_path_rate=0.1
-        )
-        return network, 48
-
-    with (
-        mock.patch.object(blip_pretrain, "create_vit", small_vit),
-        mock.patch.dict(factory._MODEL_CONFIGS, {"ViT-H-14": HPS_CONFIG}),
-    ):
-        yield
+def _save(folder: pathlib.Path, name: str, weights: dict) -> None:
+    """A checkpoint as published: a table of half- or single-precision weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(weights, folder / name)
 
 
 def write_all(root: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The files of every named reward, as a reader would have fetched them: name -> folder."""
-    root.mkdir(parents=True, exist_ok=True)
-    with quiet_packages(), small_architectures(), torch.random.fork_rng(devices=[]):
+    """The files of every named reward, as a reader would have fetched them, for `load`: name -> folder."""
+    with public.quiet_packages(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         clip = write_clip(root / "clip")
-        return {
-            "image_reward": write_image_reward(root / "image_reward"),
-            "hpsv2": write_hps(root / "hpsv2", "HPS_v2_compressed.pt"),
-            "hpsv2.1": write_hps(root / "hpsv2.1", "HPS_v2.1_compressed.pt", seed=1),
-            "pickscore": clip,
-            "clipscore": clip,
-            "aesthetic": write_aesthetic(root / "aesthetic", clip),
-        }
+        blip = root / "image_reward"
+        blip.mkdir()
+        (blip / "vocab.txt").write_text("\n".join(WORDS))
+        (blip / "med_config.json").write_text(json.dumps(MED_CONFIG))
+        network = public.image_reward_network(blip / "med_config.json", blip / "vocab.txt", TOWERS)
+        _save(blip, "ImageReward.pt", randomise(network).state_dict())
+        for seed, (name, file) in enumerate(
+            {"hpsv2": "HPS_v2_compressed.pt", "hpsv2.1": "HPS_v2.1_compressed.pt"}.items()
+        ):
+            network = randomise(public.hps_network(TOWERS), seed)
+            _save(root / name, file, {"state_dict": network.half().state_dict()})
+        shutil.copytree(clip, root / "aesthetic")
+        _save(root / "aesthetic", "aesthetic-model.pth", randomise(public.aesthetic_head(768), 1).state_dict())
+    folders = {name: root / name for name in public.NAMES}
+    return folders | {"pickscore": clip, "clipscore": clip}

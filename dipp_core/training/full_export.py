@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dipp_core.book import machine
-from dipp_core.rewards import base
+from dipp_core.rewards import public as rewards
 from dipp_core.training import rehearsal
 from dipp_core.training.full_training import STAGES, Training
 
@@ -71,7 +71,7 @@ def write_card(training: Training, folder: pathlib.Path, *, true_run: bool) -> s
 def _about(term: dict) -> str:
     """A reward with what a reader must know of it."""
     name, weight = str(term.get("reward")), term.get("weight", 1.0)
-    if name not in base.NAMES:
+    if name not in rewards.NAMES:
         return f"{weight:g} x {name}, one's own"
-    about = base.about(name)
+    about = rewards.SCORERS[name].about
     return f"{weight:g} x {name} {about.version}: {about.scale}. Weights: {about.weights_licence}. {about.hazards}"

@@ -31,7 +31,7 @@ from dipp_core.models.latent_files import PIXART_TOKENS
 from dipp_core.models.lora import Adapted, SharedBase, merged
 from dipp_core.models.prompt_store import guessed_tokens, stored_prompts
 from dipp_core.models.prompts import Prompts, TextEncoder
-from dipp_core.rewards import base as rewards
+from dipp_core.rewards import public as rewards
 from dipp_core.training import preflight
 
 THE_REFERENCE = "the reference"

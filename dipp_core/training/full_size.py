@@ -20,8 +20,7 @@ from dipp_core.book.full_schema import FullScale
 from dipp_core.models import latent_files, memory, public
 from dipp_core.models.latent import Denoiser, LatentDiffusion
 from dipp_core.models.prompts import Prompts
-from dipp_core.rewards import base as rewards
-from dipp_core.rewards import image_reward
+from dipp_core.rewards import public as rewards
 from dipp_core.training import bench, footprint, full_scale, preflight
 
 GIB = 2**30
@@ -141,7 +140,7 @@ def write_image_reward(folder: pathlib.Path) -> nn.Module:
     words = special + [f"word{number}" for number in range(30522 - len(special))]
     (folder / "vocab.txt").write_text("\n".join(words))
     (folder / "med_config.json").write_text(json.dumps(BERT_BASE))
-    network = image_reward.build(folder / "med_config.json", folder / "vocab.txt")
+    network = rewards.image_reward_network(folder / "med_config.json", folder / "vocab.txt")
     for weight in network.mlp.parameters():
         weight.data.mul_(30)  # untouched, the head gives every picture nearly the same reward
     return network
@@ -152,9 +151,10 @@ def new_judge(case: Case) -> nn.Module | None:
     if case.reward != "image_reward":
         return rewards.load(case.reward).to(case.device) if case.reward else None
     with tempfile.TemporaryDirectory() as place:
-        judge = image_reward.ImageRewardJudge(image_reward.ABOUT, write_image_reward(pathlib.Path(place)))
+        about = rewards.SCORERS["image_reward"].about
+        judge = rewards.ImageRewardJudge(about, write_image_reward(pathlib.Path(place)))
     if case.turned.checkpoint_reward:
-        image_reward.recomputed(judge.network)
+        judge.recompute()
     return judge.to(case.device)
 
 

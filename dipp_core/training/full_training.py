@@ -29,10 +29,10 @@ import torch
 
 from dipp_core.book import config
 from dipp_core.book.full_schema import FullScale, Sources, Stage, TwoStages
+from dipp_core.files import InputError
 from dipp_core.method.algorithm import Settings
 from dipp_core.models.latent_files import ModelError
 from dipp_core.models.prompt_store import guessed_tokens
-from dipp_core.rewards.files import RewardError
 from dipp_core.training import full_scale, preflight
 from dipp_core.training.parts import CheckpointError
 from dipp_core.training.pictures import picture_grid
@@ -50,7 +50,7 @@ KNOWN = (
     full_scale.FullScaleError,
     preflight.PreflightError,
     ModelError,
-    RewardError,
+    InputError,
     CheckpointError,
     TrainError,
     ProcessError,

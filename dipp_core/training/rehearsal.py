@@ -12,10 +12,11 @@ from typing import TypeVar
 import torch
 
 from dipp_core.book.full_schema import TwoStages
+from dipp_core.files import InputError
 from dipp_core.models import miniature, public, starts
 from dipp_core.models.latent_files import ModelError
-from dipp_core.rewards import base, tiny
-from dipp_core.rewards.files import RewardError, quiet_packages
+from dipp_core.rewards import public as rewards
+from dipp_core.rewards import tiny
 from dipp_core.training import full_scale
 from dipp_core.worlds import shapes
 
@@ -34,7 +35,7 @@ def missing(run: TwoStages) -> list[str]:
     for look, given in [(full_scale.read_prompts, run.prompts), *((_judge, term) for term in run.rewards)]:
         try:
             look(given)
-        except (RewardError, full_scale.FullScaleError) as error:
+        except (InputError, full_scale.FullScaleError) as error:
             found.append(str(error))
     for source, locate in ((run.reference, public.locate), (run.start, starts.locate)):
         try:
@@ -48,8 +49,7 @@ def missing(run: TwoStages) -> list[str]:
 def _judge(term: dict) -> None:
     """A reward whose files are there in a folder is believed; whatever is wrong with them shows when it is loaded."""
     if not pathlib.Path(str(term.get("source"))).expanduser().is_dir():
-        with quiet_packages():
-            base.load([term])
+        rewards.load([term])
 
 
 def rehearsed(run: Run, kind: str, folder: pathlib.Path) -> Run:

@@ -10,9 +10,9 @@ import torch
 from dipp_core.evaluation import evaluation, picture_sets
 from dipp_core.evaluation.picture_sets import PictureError
 from dipp_core.evaluation.prompt_lists import Prompt
-from dipp_core.rewards import base, tiny
-from dipp_core.rewards.base import About, Judge
-from dipp_core.rewards.files import RewardError
+from dipp_core.files import InputError
+from dipp_core.rewards import public, tiny
+from dipp_core.rewards.judge import About, Judge
 
 FAMILIES = ["photos", "photos", "art styles", "photos", "art styles"]
 TEXTS = ["a red fox", "two dogs play cards", "a green boat at night", "snow", "a boat"]
@@ -173,10 +173,10 @@ def judges(tmp_path_factory):
 
 def test_all_judges_score_and_those_without_files_are_not_run(folder, judges, tmp_path):
     given = judges | {"pickscore": tmp_path / "gone"}
-    with tiny.small_architectures():
-        not_run = evaluation.score_all(folder, given, PROMPTS, SEEDS, batch=4, say=lambda line: None)
-        loaded = base.load("hpsv2", judges["hpsv2"])
-        none = evaluation.score_all(folder, {}, PROMPTS, SEEDS, batch=4, say=lambda line: None)
+    options = {"batch": 4, "say": lambda line: None, "load": tiny.load}
+    not_run = evaluation.score_all(folder, given, PROMPTS, SEEDS, **options)
+    loaded = tiny.load("hpsv2", judges["hpsv2"])
+    none = evaluation.score_all(folder, {}, PROMPTS, SEEDS, **options)
     assert list(not_run) == ["pickscore"]
     assert list(none) == list(evaluation.MEASURES)
     assert "gone: no such file or folder" in not_run["pickscore"]
@@ -193,7 +193,7 @@ def test_all_judges_score_and_those_without_files_are_not_run(folder, judges, tm
 
 
 def test_tokens_are_counted_as_clip_counts_them(judges):
-    clip = base.load("clipscore", judges["clipscore"])
+    clip = public.load("clipscore", judges["clipscore"])
     texts = ["snow", "a red fox, asleep", "unbelievably overgrown " * 30]
     assert evaluation.token_counts(texts) == [len(clip.tokenizer(text).input_ids) for text in texts]
 
@@ -203,5 +203,5 @@ def test_a_folder_of_a_judge_is_looked_for_in_the_checkout(tmp_path, monkeypatch
     (tmp_path / "models" / "hpsv2").mkdir(parents=True)
     assert evaluation.judge_source("models/hpsv2") == tmp_path / "models" / "hpsv2"
     assert evaluation.judge_source("xswu/HPSv2") == "xswu/HPSv2"
-    with pytest.raises(RewardError, match="no hub id with a commit"):
-        base.load("clipscore", evaluation.judge_source("models/clip"))
+    with pytest.raises(InputError, match="no hub id with a commit"):
+        public.load("clipscore", evaluation.judge_source("models/clip"))

@@ -1,4 +1,4 @@
-"""Small rewards in the official architectures, with random weights that make a reward of every picture another one."""
+"""Small rewards in the official architectures, and pictures as Pillow and as tensors have them."""
 
 import pathlib
 
@@ -7,39 +7,24 @@ import PIL.Image
 import pytest
 import torch
 
-from dipp_core.rewards import base
-from dipp_core.rewards.tiny import small_architectures, write_all
-
-PROMPTS = ["a red fox on the snow", "two dogs play cards at night, a green boat"]
-
-
-@pytest.fixture(scope="module")
-def small():
-    """The official packages build small models while this module's tests run."""
-    with small_architectures():
-        yield
+from dipp_core.rewards import tiny
 
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory) -> dict[str, pathlib.Path]:
     """The files of every named reward, as a reader would have fetched them."""
-    return write_all(tmp_path_factory.mktemp("rewards"))
+    return tiny.write_all(tmp_path_factory.mktemp("rewards"))
 
 
 @pytest.fixture(scope="session")
 def judge(folders):
     """`judge("pickscore", dtype=..)` loads a small reward."""
-
-    def load(name, **options):
-        with small_architectures():
-            return base.load(name, folders[name], **options)
-
-    return load
+    return lambda name, **options: tiny.load(name, folders[name], **options)
 
 
 @pytest.fixture(scope="session")
 def prompts() -> list[str]:
-    return PROMPTS
+    return ["a red fox on the snow", "two dogs play cards at night, a green boat"]
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from dipp_core.rewards import base, hps
+from dipp_core.rewards import public
 from dipp_core.training import full_size
 
 pytestmark = pytest.mark.skipif("DIPP_FULL_SIZE" not in os.environ, reason="minutes, 6 GiB: set DIPP_FULL_SIZE=1")
@@ -24,10 +24,8 @@ def write_image_reward(folder):
 
 
 def write_hps(folder):
-    from hpsv2.src import open_clip
-
-    network = open_clip.create_model(hps.ARCHITECTURE, precision="fp32").half()
-    torch.save({"state_dict": network.state_dict()}, folder / hps.CHECKPOINTS["v2.1"].name)
+    network = public.hps_network(public.PUBLISHED).half()
+    torch.save({"state_dict": network.state_dict()}, folder / "HPS_v2.1_compressed.pt")
     return folder
 
 
@@ -37,7 +35,7 @@ def write_hps(folder):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_at_full_size(name, write, weights, dtype, tmp_path, picture, tensor):
     torch.manual_seed(0)
-    reward = base.load(name, write(tmp_path), dtype=dtype, checkpointing=True)
+    reward = public.load(name, write(tmp_path), dtype=dtype, checkpointing=True)
     for path in tmp_path.glob("*.pt"):  # gigabytes
         path.unlink()
     assert sum(weight.numel() for weight in reward.parameters()) == pytest.approx(weights, rel=0.01)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from dipp_core.files import InputError
 from dipp_core.rewards import shapes as judges
 from dipp_core.worlds import shapes, shapes_gold
 
@@ -38,9 +39,9 @@ def test_neither_the_order_of_words_nor_unknown_words_change_the_reward(reward, 
 
 def test_the_reward_refuses_what_it_cannot_judge(reward, batch):
     images, rows = batch
-    with pytest.raises(ValueError, match="16 pictures and 2 captions"):
+    with pytest.raises(InputError, match="16 pictures and 2 captions"):
         reward(images, shapes.captions(rows[:2]))
-    with pytest.raises(judges.CaptionError, match="no word that this reward was taught"):
+    with pytest.raises(InputError, match="no word that this reward was taught"):
         reward(images[:1], ["ein grosser Kreis"])
 
 

@@ -13,7 +13,7 @@ from dipp_core.method.algorithm import align
 from dipp_core.models import latent_files, miniature, sdxl, starts
 from dipp_core.models.lora import Adapted
 from dipp_core.models.prompt_store import StoredPrompts, guessed_tokens
-from dipp_core.rewards.files import RewardError
+from dipp_core.files import InputError
 from dipp_core.training import full_scale, preflight
 from dipp_core.training.full_scale import THE_REFERENCE, FullScale
 from dipp_core.worlds import shapes
@@ -167,8 +167,8 @@ def test_a_start_of_its_own_is_the_generator_s_first_guess(place, tmp_path):
         ({"switches": {"targets": ["nothing"]}}, ValueError, "no layer"),
         ({"switches": {"tiny_vae": True}, "tiny_vae": "/nowhere"}, latent_files.ModelError, "is missing"),
         ({"timesteps": [900, 100]}, full_scale.FullScaleError, "leave none"),
-        ({"rewards": [{"reward": "beauty"}]}, RewardError, "is no reward"),
-        ({"rewards": [{"reward": "image_reward"}]}, RewardError, "huggingface-cli"),
+        ({"rewards": [{"reward": "beauty"}]}, InputError, "is no reward"),
+        ({"rewards": [{"reward": "image_reward"}]}, InputError, "huggingface-cli"),
     ],
     ids=str,
 )

@@ -1,0 +1,559 @@
+"""The public scorers of text-to-image: ImageReward, HPSv2, PickScore, CLIPScore, the aesthetic predictor.
+
+Each is found in a folder or by a pinned hub id, opened as weights only, and asked with tensors, differentiably; the
+tests compare it with the official package on Pillow's pictures. Every flaw of a file is one line: which file, what is
+wrong, what to do. Nothing is fetched unless a hub id is given.
+"""
+
+import contextlib
+import functools
+import importlib
+import json
+import logging
+import math
+import pathlib
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dipp_core.files import InputError, first_line
+from dipp_core.rewards.judge import About, Judge, OwnReward, WeightedSum
+from dipp_core.rewards.pixels import at_least_float32, crop, normalise, pad, unit
+
+AGAIN = "fetch it again"
+CLIP_TOKENS = 77
+BLIP_TOKENS, BLIP_SIZE = 35, 224
+
+
+@dataclass(frozen=True)
+class File:
+    """A published file: its hub id with the commit it is taken from, and how large it is to fetch.
+
+    also: the name under which the same file is published elsewhere.
+    """
+
+    name: str
+    repo: str
+    revision: str
+    size: str
+    also: str = ""
+
+
+@dataclass(frozen=True)
+class Towers:
+    """The sizes of the networks that their packages fix in code; `tiny` gives smaller ones.
+
+    blip: of ImageReward's vision transformer. hps: of HPSv2's CLIP, None for open_clip's ViT-H-14.
+    """
+
+    blip: Mapping[str, int] = field(
+        default_factory=lambda: {"patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16}
+    )
+    hps: Mapping[str, Any] | None = None
+
+
+PUBLISHED = Towers()
+
+
+# ------------------------------------------------------------------------------------------------- finding the files
+
+
+def fetch_command(reward: str, files: Sequence[File]) -> str:
+    """The command that puts all these files into one folder."""
+    parts = []
+    for repo, revision in dict.fromkeys((file.repo, file.revision) for file in files):
+        names = " ".join(file.name for file in files if file.repo == repo)
+        parts.append(f"huggingface-cli download {repo} {names} --revision {revision} --local-dir models/{reward}")
+    return " && ".join(parts)
+
+
+def locate(reward: str, files: Sequence[File], source: str | pathlib.Path | None) -> dict[str, pathlib.Path]:
+    """Where each file lies: in the folder `source`, or fetched from the hub id `source`, always of a pinned commit.
+
+    A reward of one file also takes that file. A hub id other than the published one must name its commit, as in
+    OWNER/NAME@COMMIT: a folder's name that was mistyped is then never taken for a hub id.
+    """
+    how = f"`{fetch_command(reward, files)}` fetches all of it"
+    if source is None:
+        needs = ", ".join(f"{file.name} ({file.size})" for file in files)
+        raise InputError(f"{reward} needs {needs}: give their folder, or the hub id {files[0].repo}; {how}")
+    path = pathlib.Path(source).expanduser()
+    if path.is_dir():
+        found = {}
+        for file in files:
+            names = [name for name in (file.name, file.also) if name and (path / name).is_file()]
+            if not names:
+                raise InputError(f"{path / file.name} ({file.size}) is missing: {reward} needs it; {how}")
+            found[file.name] = path / names[0]
+        return found
+    if path.is_file() and len(files) > 1:
+        raise InputError(f"{path} is one file, but {reward} needs {len(files)}: give the folder they are in; {how}")
+    if path.is_file():
+        return {files[0].name: path}
+    repo, _, commit = str(source).partition("@")
+    if repo == files[0].repo:
+        commit = commit or files[0].revision
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or not re.fullmatch(r"[0-9a-f]{40}", commit):
+        raise InputError(f"{source}: no such file or folder, and no hub id with a commit (OWNER/NAME@COMMIT); {how}")
+    own = {file.name: (repo, commit) if file.repo == files[0].repo else (file.repo, file.revision) for file in files}
+    return {name: _download(reward, name, *place) for name, place in own.items()}
+
+
+def _download(reward: str, name: str, repo: str, commit: str) -> pathlib.Path:
+    import huggingface_hub
+
+    try:
+        return pathlib.Path(huggingface_hub.hf_hub_download(repo, name, revision=commit))
+    except Exception as error:
+        why = first_line(error)
+        raise InputError(f"{reward}: {name} cannot be fetched from {repo}@{commit} ({why}); try again later") from None
+
+
+# ------------------------------------------------------------------------------------------------- reading the files
+
+
+def read_weights(path: pathlib.Path) -> dict[str, Tensor]:
+    """The table of weights in a safetensors file or a checkpoint; a checkpoint that would run code is not opened."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found: Any = load_file(path)
+        else:
+            # mapped from disk, so that the weights lie in memory once
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:
+        code = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if code:
+            raise InputError(f"{path} holds more than weights ({code[1]}) and could run code; {AGAIN}") from None
+        size = f"{path.stat().st_size:,} bytes"
+        raise InputError(f"{path} is no whole weight file ({size}: {first_line(error)}); {AGAIN}") from None
+    for inner in ("state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(inner), dict):
+            found = found[inner]
+    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise InputError(f"{path} holds no table of weights; {AGAIN}")
+    return found
+
+
+def fill(network: nn.Module, path: pathlib.Path, *, unused: tuple[str, ...] = ()) -> None:
+    """Put the weights of a file into a network; all of them, none of another shape, and of no deeper network.
+
+    unused: beginnings of names that the score does not depend on and that a file may lack.
+    """
+    weights, own = read_weights(path), network.state_dict()
+    missing = [name for name in own if name not in weights and not name.startswith(unused)]
+    wrong = [name for name in own if name in weights and own[name].shape != weights[name].shape]
+    numbered = {re.sub(r"\d+", "#", name) for name in own}
+    deeper = [name for name in weights if name not in own and re.sub(r"\d+", "#", name) in numbered]
+    why = ""
+    if missing:
+        why = f"{len(missing)} of {len(own)} weights are missing, the first is {missing[0]}"
+    elif wrong:
+        has, needs = tuple(weights[wrong[0]].shape), tuple(own[wrong[0]].shape)
+        why = f"{wrong[0]} has the shape {has}, not {needs}"
+    elif deeper:
+        why = f"it has more layers, the first weight too many is {deeper[0]}"
+    if why:
+        raise InputError(f"{path} is not made for this {type(network).__name__}: {why}; {AGAIN}")
+    network.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
+
+
+def read_description(path: pathlib.Path, read: Callable[[pathlib.Path], Any]) -> Any:
+    """What `read` makes of a small file that describes a network or a vocabulary."""
+    try:
+        if path.suffix == ".json" and not isinstance(json.loads(path.read_text()), dict):
+            raise ValueError("no JSON object")
+        return read(path)
+    except Exception as error:
+        raise InputError(f"{path} cannot be read ({first_line(error)}); {AGAIN}") from None
+
+
+@contextlib.contextmanager
+def quiet_packages() -> Iterator[None]:
+    """The packages of rewards remark on their own insides, in warnings and in the log of the whole process."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def recompute(blocks: Iterable[Any]) -> None:
+    """Gradient checkpointing: keep no activations inside these blocks, compute them again in the backward pass."""
+    for block in blocks:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+# ------------------------------------------------------------------- CLIP: CLIPScore, PickScore, aesthetic predictor
+
+
+class ClipJudge(Judge):
+    """Cosine of picture and prompt features; times the network's own exp(logit_scale) where `scaled`."""
+
+    def __init__(self, about: About, network: nn.Module, tokenizer: Any, *, scaled: bool = False):
+        super().__init__(about, network)
+        self.tokenizer, self.scaled = tokenizer, scaled
+
+    def picture_features(self, images: Tensor) -> Tensor:
+        """Of length 1, (B, d)."""
+        side = self.network.config.vision_config.image_size
+        pixels = normalise(crop(at_least_float32(images), side, centre=math.floor))
+        return unit(self.network.get_image_features(pixels.to(self.network.dtype)))
+
+    def prompt_features(self, prompts: list[str]) -> Tensor:
+        """Of length 1, (B, d)."""
+        how = {"padding": "max_length", "truncation": True, "max_length": CLIP_TOKENS, "return_tensors": "pt"}
+        tokens = self.tokenizer(prompts, **how).to(self.network.device)
+        return unit(self.network.get_text_features(tokens.input_ids, attention_mask=tokens.attention_mask))
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        cosine = (self.picture_features(images) * self.prompt_features(prompts)).sum(-1)
+        return at_least_float32(self.network.logit_scale).exp() * cosine if self.scaled else cosine
+
+
+class AestheticJudge(ClipJudge):
+    """The rating of a picture by a small head on CLIP's features, taught by people; prompts are taken and not read."""
+
+    def __init__(self, about: About, network: nn.Module, head: nn.Module):
+        super().__init__(about, network, tokenizer=None)
+        self.head: Any = head.requires_grad_(False).eval()
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        features = self.picture_features(images).to(self.network.dtype)
+        return self.head["layers"](features).squeeze(-1)
+
+
+def _read_clip(paths: Mapping[str, pathlib.Path], *, checkpointing: bool) -> Any:
+    """A CLIP model in transformers format."""
+    from transformers import CLIPConfig, CLIPModel
+
+    described = read_description(paths["config.json"], lambda path: json.loads(path.read_text()))
+    if (kind := described.get("model_type")) != "clip":
+        raise InputError(f"{paths['config.json']} describes a model of type {kind}, not clip; {AGAIN}")
+    network = read_description(paths["config.json"], lambda path: CLIPModel(CLIPConfig.from_json_file(path)))
+    fill(network, paths["model.safetensors"])
+    if checkpointing:
+        recompute(network.vision_model.encoder.layers)
+    return network
+
+
+def clip_judge(about: About, paths: Mapping[str, pathlib.Path], checkpointing: bool, towers: Towers) -> Judge:
+    """CLIPScore and PickScore: a CLIP model and nothing more; PickScore is scaled as its network says."""
+    from transformers import CLIPTokenizerFast
+
+    network = _read_clip(paths, checkpointing=checkpointing)
+    vocabulary, merges = paths["vocab.json"], paths["merges.txt"]
+    tokenizer = read_description(vocabulary, lambda path: CLIPTokenizerFast(str(path), str(merges)))
+    if len(tokenizer) != (needs := network.config.text_config.vocab_size):
+        raise InputError(f"{vocabulary} has {len(tokenizer)} tokens, the network {needs}; fetch both again")
+    about = replace(about, input_size=network.config.vision_config.image_size)
+    return ClipJudge(about, network, tokenizer, scaled=about.name == "pickscore")
+
+
+def aesthetic_head(features: int) -> nn.Module:
+    """Five linear layers and no nonlinearity; the published file counts the dropout between them as layers."""
+    layers: list[nn.Module] = []
+    for place, width in enumerate((1024, 128, 64, 16, 1)):
+        layers += [nn.Linear(features, width)] + ([nn.Identity()] if place < 3 else [])
+        features = width
+    return nn.ModuleDict({"layers": nn.Sequential(*layers)})
+
+
+def aesthetic_judge(about: About, paths: Mapping[str, pathlib.Path], checkpointing: bool, towers: Towers) -> Judge:
+    network = _read_clip(paths, checkpointing=checkpointing)
+    head = aesthetic_head(network.config.projection_dim)
+    fill(head, paths["aesthetic-model.pth"])
+    del network.text_model, network.text_projection  # a quarter of the weights, and no prompt is read
+    return AestheticJudge(replace(about, input_size=network.config.vision_config.image_size), network, head)
+
+
+# ----------------------------------------------------------------------------------------------- HPSv2 and ImageReward
+
+
+class HpsJudge(Judge):
+    """Cosine of picture and prompt features, by the open_clip that HPSv2's package brings.
+
+    The package's own `score` cannot train: it computes without gradients and reads its checkpoint on every call.
+    """
+
+    def __init__(self, about: About, network: nn.Module, tokenize: Any):
+        super().__init__(about, network)
+        self.tokenize = tokenize
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        weight = self.network.text_projection
+        pixels = normalise(pad(at_least_float32(images), self.network.visual.image_size[0]))
+        pictures = unit(self.network.encode_image(pixels.to(weight.dtype)))
+        return (pictures * unit(self.network.encode_text(self.tokenize(prompts).to(weight.device)))).sum(-1)
+
+
+def hps_network(towers: Towers) -> Any:
+    """HPSv2's CLIP with random weights."""
+    from hpsv2.src import open_clip
+
+    return open_clip.CLIP(**(towers.hps or open_clip.get_model_config("ViT-H-14")))
+
+
+def hps_judge(about: About, paths: Mapping[str, pathlib.Path], checkpointing: bool, towers: Towers) -> Judge:
+    from hpsv2.src import open_clip
+
+    network = hps_network(towers)
+    fill(network, *paths.values())
+    if checkpointing:
+        recompute(network.visual.transformer.resblocks)
+    return HpsJudge(replace(about, input_size=network.visual.image_size[0]), network, open_clip.tokenize)
+
+
+class ImageRewardJudge(Judge):
+    """BLIP, picture and prompt joined by cross-attention; of the official class only `score_gard` has gradients."""
+
+    def score(self, images: Tensor, prompts: list[str]) -> Tensor:
+        weight = self.network.mlp.layers[0].weight
+        how = {"padding": "max_length", "truncation": True, "max_length": BLIP_TOKENS, "return_tensors": "pt"}
+        words = self.network.blip.tokenizer(prompts, **how).to(weight.device)
+        self.network.device = weight.device  # the official model notes where it was made, not where it was moved
+        pixels = normalise(crop(at_least_float32(images), BLIP_SIZE)).to(weight.dtype)
+        return self.network.score_gard(words.input_ids, words.attention_mask, pixels).squeeze(-1)
+
+    def recompute(self) -> None:
+        """Gradient checkpointing in the blocks of both towers."""
+        recompute([*self.network.blip.visual_encoder.blocks, *self.network.blip.text_encoder.encoder.layer])
+
+
+def image_reward_network(med_config: pathlib.Path, vocabulary: pathlib.Path, towers: Towers = PUBLISHED) -> Any:
+    """The official model with random weights.
+
+    Its constructors ask the hub for a tokenizer by name and fix the size of the vision tower; the two below put in the
+    same parts, of given files and sizes. Everything that computes is the official code.
+    """
+    with warnings.catch_warnings():  # the package silences all warnings of the process, and causes some
+        warnings.simplefilter("ignore")
+        from ImageReward.ImageReward import MLP, ImageReward, _transform
+        from ImageReward.models.BLIP import blip_pretrain, vit
+        from transformers import BertTokenizer
+    words = read_description(vocabulary, lambda path: BertTokenizer(str(path)))
+    words.add_special_tokens({"bos_token": "[DEC]"})
+    words.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+
+    class Blip(blip_pretrain.BLIP_Pretrain):
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            config = blip_pretrain.BertConfig.from_json_file(med_config)
+            config.encoder_width = towers.blip["embed_dim"]
+            self.visual_encoder = vit.VisionTransformer(img_size=BLIP_SIZE, drop_path_rate=0.1, **towers.blip)
+            self.tokenizer = words
+            self.text_encoder = blip_pretrain.BertModel(config=config, add_pooling_layer=False)
+            self.vision_proj = nn.Linear(config.encoder_width, 256)
+            self.text_proj = nn.Linear(config.hidden_size, 256)
+
+    class Whole(ImageReward):
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            self.device = "cpu"
+            self.blip = Blip()
+            self.preprocess = _transform(BLIP_SIZE)
+            self.mlp = MLP(768)
+            self.mean, self.std = 0.16717362830052426, 1.0333394966054072
+
+    network = read_description(med_config, lambda _: Whole())
+    if len(words) != (needs := network.blip.text_encoder.config.vocab_size):
+        raise InputError(f"{vocabulary} has {len(words) - 2} words, the network {needs - 2}; fetch both again")
+    return network
+
+
+# the package's own loader does without these: the score does not use them
+UNUSED = ("blip.vision_proj.", "blip.text_proj.", "blip.text_encoder.embeddings.position_ids")
+
+
+def image_reward_judge(about: About, paths: Mapping[str, pathlib.Path], checkpointing: bool, towers: Towers) -> Judge:
+    network = image_reward_network(paths["med_config.json"], paths["vocab.txt"], towers)
+    fill(network, paths["ImageReward.pt"], unused=UNUSED)
+    judge = ImageRewardJudge(about, network)
+    if checkpointing:
+        judge.recompute()
+    return judge
+
+
+# ------------------------------------------------------------------------------------------------------- what there is
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A named reward: what is known of it, its files, and what makes a judge of them."""
+
+    about: About
+    files: tuple[File, ...]
+    build: Callable[[About, Mapping[str, pathlib.Path], bool, Towers], Judge]
+
+
+def _clip_files(repo: str, revision: str, size: str) -> tuple[File, ...]:
+    sizes = {"model.safetensors": size, "config.json": "5 kB", "vocab.json": "1 MB", "merges.txt": "0.5 MB"}
+    return tuple(File(name, repo, revision, size) for name, size in sizes.items())
+
+
+_IMAGE_REWARD = ("zai-org/ImageReward", "5736be03b2652728fb87788c9797b0570450ab72")
+_BERT = ("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594")
+_HPS = ("xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a")
+_CLIP_L = _clip_files("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41", "1.7 GB")
+_PICKSCORE = _clip_files("yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800", "3.9 GB")
+_HEAD = ("trl-lib/ddpo-aesthetic-predictor", "cf4bd10345610935a80a5d3be9a3133c50f121e4")
+_ABOUT_HPS = About(
+    name="hpsv2",
+    version="v2.0",
+    code_licence="Apache-2.0",
+    weights_licence="Apache-2.0 (model card)",
+    input_size=224,
+    prompt_tokens=CLIP_TOKENS,
+    scale="cosine, on generated pictures about 0.2 to 0.35; papers print 100 times it",
+    hazards="v2.0 and v2.1 are different scales: never in one column; the package's score() takes v2.0 by default, "
+    "its evaluate() v2.1; both files have the same shape, so a file under the other's name is not noticed; pictures "
+    "that are not square are padded with black, where CLIP crops",
+)
+SCORERS = {
+    "image_reward": Scorer(
+        About(
+            name="image_reward",
+            version="1.0",
+            code_licence="Apache-2.0",
+            weights_licence="Apache-2.0 (model card)",
+            input_size=BLIP_SIZE,
+            prompt_tokens=BLIP_TOKENS,
+            scale="standardised over its training pictures: mean about 0, deviation about 1, at most about 2",
+            hazards="reads 35 tokens of a prompt; saturates near 2, where a generator is better at pleasing it than at "
+            "drawing",
+        ),
+        (
+            File("ImageReward.pt", *_IMAGE_REWARD, "1.8 GB"),
+            File("med_config.json", *_IMAGE_REWARD, "1 kB"),
+            File("vocab.txt", *_BERT, "0.2 MB"),
+        ),
+        image_reward_judge,
+    ),
+    "hpsv2": Scorer(_ABOUT_HPS, (File("HPS_v2_compressed.pt", *_HPS, "2 GB"),), hps_judge),
+    "hpsv2.1": Scorer(
+        replace(_ABOUT_HPS, name="hpsv2.1", version="v2.1"), (File("HPS_v2.1_compressed.pt", *_HPS, "2 GB"),), hps_judge
+    ),
+    "pickscore": Scorer(
+        About(
+            name="pickscore",
+            version="v1",
+            code_licence="MIT",
+            weights_licence="not stated on the model card, as far as known",
+            input_size=224,
+            prompt_tokens=CLIP_TOKENS,
+            scale="exp(logit_scale), about 100, times the cosine: about 17 to 24",
+            hazards="some papers print the cosine, others divide by 26; differences of 0.3 are already large",
+        ),
+        _PICKSCORE,
+        clip_judge,
+    ),
+    "clipscore": Scorer(
+        About(
+            name="clipscore",
+            version="CLIP ViT-L/14",
+            code_licence="MIT",
+            weights_licence="MIT (OpenAI's repository; its model card calls deployed use out of scope)",
+            input_size=224,
+            prompt_tokens=CLIP_TOKENS,
+            scale="cosine in [-1, 1], on generated pictures about 0.15 to 0.35",
+            hazards="papers print 100 times it, the paper that named it 2.5 max(cosine, 0) with ViT-B/32; "
+            "numbers of different CLIP models do not compare",
+        ),
+        _CLIP_L,
+        clip_judge,
+    ),
+    "aesthetic": Scorer(
+        About(
+            name="aesthetic",
+            version="sac+logos+ava1-l14-linearMSE (often called v2)",
+            code_licence="Apache-2.0",
+            weights_licence="Apache-2.0 for the head, MIT for CLIP",
+            input_size=224,
+            prompt_tokens=0,
+            scale="people's ratings from 1 to 10, on generated pictures about 4.5 to 7",
+            hazards="does not read the prompt: alone it lets the generator forget what was asked; "
+            "LAION's first, linear predictor is another scale",
+        ),
+        (File("aesthetic-model.pth", *_HEAD, "4 MB", also="sac+logos+ava1-l14-linearMSE.pth"), *_CLIP_L[:2]),
+        aesthetic_judge,
+    ),
+}
+NAMES = tuple(SCORERS)
+
+
+# -------------------------------------------------------------------------------------------------------------- loading
+
+
+def load(
+    spec: str | Callable | Mapping[str, Any] | Sequence[Mapping[str, Any]],
+    source: str | pathlib.Path | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    checkpointing: bool = False,
+    towers: Towers = PUBLISHED,
+) -> Judge:
+    """The reward that `spec` names.
+
+    spec: one of NAMES with its files in `source`, a folder or a hub id; "module:function" or a function of one's own;
+    or a list of {"reward": spec, "source": .., "weight": 1.0}, their weighted sum.
+    checkpointing: less memory in the backward pass, at the price of another forward pass.
+    """
+    if isinstance(spec, Mapping):
+        spec = [spec]
+    if isinstance(spec, Sequence) and not isinstance(spec, str):
+        how = functools.partial(load, dtype=dtype, device=device, checkpointing=checkpointing, towers=towers)
+        return WeightedSum([(_weight(term), how(term["reward"], term.get("source"))) for term in spec])
+    if isinstance(spec, str) and ":" in spec:
+        spec = _import_function(spec)
+    if callable(spec):
+        name = getattr(spec, "__name__", type(spec).__name__)
+        return spec if isinstance(spec, Judge) else OwnReward(spec, name).to(device)
+    if spec not in NAMES:
+        raise InputError(f"{spec!r} is no reward: known are {', '.join(NAMES)}, and module:function of one's own")
+    scorer = SCORERS[spec]
+    paths = locate(spec, scorer.files, source)
+    try:
+        with quiet_packages():
+            judge = scorer.build(replace(scorer.about, source=str(source)), paths, checkpointing, towers)
+    except ImportError as error:
+        raise InputError(f"{spec} needs a package ({first_line(error)}): install requirements.lock") from None
+    judge.to(device=device, dtype=dtype)
+    if scorer.build is clip_judge and dtype is torch.float64:
+        # transformers makes the mask of prompts in float32, where float64's least value is lost
+        judge.network.text_model.float()
+        judge.network.text_projection.float()
+    return judge
+
+
+def _weight(term: Mapping[str, Any]) -> float:
+    if not isinstance(term, Mapping) or "reward" not in term or set(term) - {"reward", "source", "weight"}:
+        raise InputError(f"{term!r}: a term of a sum has a reward, and may have a source and a weight, nothing else")
+    weight = term.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+        raise InputError(f"the weight of {term['reward']} is {weight!r}: give a number")
+    return float(weight)
+
+
+def _import_function(path: str) -> Callable:
+    """The function named by "module:function"."""
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except Exception as error:
+        raise InputError(f"{path}: cannot be imported ({type(error).__name__}: {first_line(error)})") from None
+    if not callable(found):
+        raise InputError(f"{path} is a {type(found).__name__}, not a function (images, prompts) -> values")
+    return found
