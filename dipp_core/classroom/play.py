@@ -12,7 +12,7 @@ from torch import Tensor
 from dipp_core.method.algorithm import PRESETS, Reward, StepRecord, align
 from dipp_core.method.divergences import pseudo_huber
 from dipp_core.rewards import plane as rewards
-from dipp_core.worlds import plane, plane_measure, plane_runs
+from dipp_core.worlds import plane, plane_runs
 from dipp_core.worlds.plane_runs import Stack
 
 WORLDS: dict[str, Callable] = {
@@ -96,7 +96,7 @@ class Run:
             [plane_runs.generate(self.stack, self.world, k, self.points, generator=draw) for k in (0, 1)]
         )
         worth = REWARDS[self.choice.reward]()(clouds, None).mean()
-        nats = plane_measure.divergences(self.grid, clouds[:1])["ikl_sigma2"]
+        nats = plane_runs.divergences(self.grid, clouds[:1])["ikl_sigma2"]
         self.looks.append(Look(self.done, clouds, float(worth), float(nats)))
         return self.looks[-1]
 
@@ -149,7 +149,7 @@ def begin(
     roles |= {"gen_optimizer": gen, "ta_optimizer": ta, "draw_cond": world.draw_cond, "null_cond": world.null_cond}
     given = {"settings": settings, "reward": REWARDS[choice.reward](), "generator": noise, "steps": steps}
     records = _slowing(align(**roles, **given), ((gen, gen_lr), (ta, ta_lr)), steps)
-    grid = plane_measure.grids_for(world, 0, given["reward"], points=49)
+    grid = plane_runs.grids_for(world, 0, given["reward"], points=49)
     return Run(choice, world, stack, records, grid, steps, points)
 
 

@@ -42,18 +42,18 @@ def linear_shift_huber(slope: Number, lam: Number, beta: Number, levels: NoiseLe
 
     The right side is bounded: for beta at or below `huber_critical_beta` there is no optimum, and delta is infinite.
     """
-    slope, lam = torch.broadcast_tensors(_number(slope), _number(lam))
-    force = _force(lam, levels)
+    a, eigenvalue = torch.broadcast_tensors(_number(slope), _number(lam))
+    force = _force(eigenvalue, levels)
 
     def excess(delta: Tensor) -> Tensor:
         y = force * delta
-        return levels.integrate(force * y / (y.square() + c * c).sqrt()) - slope.abs() / beta
+        return levels.integrate(force * y / (y.square() + c * c).sqrt()) - a.abs() / beta
 
-    high = torch.ones_like(lam)
-    exists = beta > huber_critical_beta(slope, lam, levels)
+    high = torch.ones_like(eigenvalue)
+    exists = beta > huber_critical_beta(a, eigenvalue, levels)
     while (exists & (excess(high) < 0)).any():
         high = torch.where(excess(high) < 0, 2 * high, high)
-    return torch.where(exists, slope.sign() * _root(excess, torch.zeros_like(high), high), slope.sign() * torch.inf)
+    return torch.where(exists, a.sign() * _root(excess, torch.zeros_like(high), high), a.sign() * torch.inf)
 
 
 def huber_critical_beta(slope: Number, lam: Number, levels: NoiseLevels) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from dipp_core.method.algorithm import Reward, Settings, StepRecord, align, preset
 from dipp_core.method.schedule import (
@@ -23,7 +24,9 @@ from dipp_core.method.schedule import (
     uniform_time,
 )
 from dipp_core.method.scores import ScoreModel, score_model
+from dipp_core.worlds.gaussian import NoiseLevels, noise_levels
 from dipp_core.worlds.plane import StackedDenoiser, StackedGenerator, World
+from dipp_core.worlds.plane_optimum import PlaneGrid, evaluate, histogram, mixture_log_reference, plane_grid
 
 WEIGHTS: dict[str, Callable[[NoiseSchedule], Weighting]] = {
     "one": lambda schedule: constant_weight(),
@@ -81,8 +84,10 @@ class Stack:
 
 def new_stack(world: World, runs: int, hidden: int, *, generator: torch.Generator) -> Stack:
     """Networks before any training."""
-    shape = {"hidden": hidden, "cond_size": world.prompts.shape[1], "spread": world.spread, "generator": generator}
-    return Stack(StackedGenerator(runs, **shape), StackedDenoiser(runs, world.schedule, **shape))
+    size, spread = world.prompts.shape[1], world.spread
+    gen = StackedGenerator(runs, hidden=hidden, cond_size=size, spread=spread, generator=generator)
+    ta = StackedDenoiser(runs, world.schedule, hidden=hidden, cond_size=size, spread=spread, generator=generator)
+    return Stack(gen, ta)
 
 
 def settings_for(world: World, name: str, runs: int, batch: int, *, weight: str = "sigma2", **numbers: Any) -> Settings:
@@ -102,8 +107,8 @@ class Curves:
 
     def smooth(self, name: str, window: int) -> tuple[Tensor, Tensor]:
         """Means over windows of records: steps (n,), values (n, E)."""
-        windows = (curve.unfold(0, window, window).mean(-1) for curve in (self.step.float(), self.values[name]))
-        return tuple(windows)
+        steps, values = (curve.unfold(0, window, window).mean(-1) for curve in (self.step.float(), self.values[name]))
+        return steps, values
 
 
 def train(
@@ -113,6 +118,7 @@ def train(
     *,
     reward: Reward | None = None,
     ref: ScoreModel | None = None,
+    ta: ScoreModel | None = None,
     steps: int,
     gen_lr: float,
     ta_lr: float,
@@ -120,44 +126,38 @@ def train(
     ta_betas: tuple[float, float] | None = None,
     generator: torch.Generator,
     watch: Callable[[StepRecord], None] | None = None,
-    **roles: Any,
 ) -> Curves:
     """Run `align` on a stack; learning rates are constant for the first half and fall linearly to 0 in the second.
 
-    `ref` replaces the world's exact reference; `roles` replace other arguments of `align`; `watch` sees every record.
+    `ref` replaces the world's exact reference, `ta` the score of the stack's assistants; `watch` sees every record.
     """
-    optimizers, decay = _optimizers(stack, (gen_lr, ta_lr), (betas, ta_betas or betas), steps)
-    roles = {
-        "gen": stack.gen,
-        "ta": stack.s_ta,
-        "ref": ref or world.ref,
-        "reward": reward,
-        "schedule": world.schedule,
-        "draw_cond": world.draw_cond,
-        "null_cond": world.null_cond,
-    } | roles
+    gen_optimizer = torch.optim.Adam(stack.gen.parameters(), lr=gen_lr, betas=betas)
+    ta_optimizer = torch.optim.Adam(stack.ta.parameters(), lr=ta_lr, betas=ta_betas or betas)
+    falling = [gen_optimizer, ta_optimizer] if settings.ta_steps else [gen_optimizer]
+    decay = [LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps))) for optimizer in falling]
+    records = align(
+        gen=stack.gen,
+        ta=stack.s_ta if ta is None else ta,
+        ref=world.ref if ref is None else ref,
+        reward=reward,
+        schedule=world.schedule,
+        settings=settings,
+        gen_optimizer=gen_optimizer,
+        ta_optimizer=ta_optimizer,
+        draw_cond=world.draw_cond,
+        null_cond=world.null_cond,
+        generator=generator,
+        steps=steps,
+    )
     rows = []
-    for record in align(settings=settings, steps=steps, generator=generator, **optimizers, **roles):
-        for scheduler in decay if settings.ta_steps else decay[:1]:
+    for record in records:
+        for scheduler in decay:
             scheduler.step()
         if watch:
             watch(record)
         rows.append(_row(record))
     values = {name: torch.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
     return Curves(torch.arange(len(rows)), values)
-
-
-def _optimizers(stack: Stack, rates: tuple, betas: tuple, steps: int) -> tuple[dict, list]:
-    """The two Adams by the names that `align` gives them, and what lets their rates fall."""
-    optimizers = [
-        torch.optim.Adam(net.parameters(), lr=lr, betas=pair)
-        for net, lr, pair in zip((stack.gen, stack.ta), rates, betas, strict=True)
-    ]
-    decay = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps)))
-        for optimizer in optimizers
-    ]
-    return dict(zip(("gen_optimizer", "ta_optimizer"), optimizers, strict=True)), decay
 
 
 def _row(record: StepRecord) -> dict[str, Tensor]:
@@ -172,3 +172,36 @@ def generate(stack: Stack, world: World, prompt: int, count: int, *, generator: 
     z = torch.randn(1, count, 2, generator=generator).expand(stack.runs, -1, -1)
     cond = world.prompts[prompt].float().expand(stack.runs, count, -1)
     return stack.gen(z, cond)
+
+
+# What samples are worth: how far their distribution is from the reference
+
+DIVERGENCES = {"ikl_one": "one", "ikl_sigma2": "sigma2", "kl": "least"}  # a divergence, and the grid that measures it
+
+
+def levels_for(world: World, weight: str, n: int = 24) -> NoiseLevels:
+    """The noise levels of a sweep with this weighting (`settings_for`), as a quadrature."""
+    law = uniform_time()
+    return noise_levels(world.schedule, law, normalised(WEIGHTS[weight](world.schedule), law), n)
+
+
+def grids_for(world: World, prompt: int, reward: Callable[[Tensor], Tensor], **numbers) -> dict[str, PlaneGrid]:
+    """The grid of one prompt, for the integral KL with w = one and w = sigma2, and for the KL after the least noise."""
+    reference = mixture_log_reference(world.law, world.schedule, world.prompts[prompt])
+    least = NoiseLevels(world.schedule, torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    levels = {weight: levels_for(world, weight) for weight in ("one", "sigma2")} | {"least": least}
+    return {name: plane_grid(reference, reward, chosen, **numbers) for name, chosen in levels.items()}
+
+
+def divergences(grids: dict[str, PlaneGrid], samples: Tensor) -> dict[str, Tensor]:
+    """IKL with w = 1, IKL with w = sigma^2, and the KL after the least noise, of samples (R, N, 2); (R,) each.
+
+    From histograms, so with a bias of about (cells that matter) / 2N; `ikl_sigma2` has next to none.
+    """
+    law = histogram(grids["one"], samples)
+    return {name: evaluate(grids[key], law).integral_kl for name, key in DIVERGENCES.items()}
+
+
+def both_prompts(draw: Callable[[int], Tensor]) -> Tensor:
+    """Samples of prompt 0 and, mirrored, of prompt 1; on the ring these are the same law."""
+    return torch.cat([draw(0), draw(1) * torch.tensor([-1.0, 1.0])], dim=-2)

@@ -81,7 +81,8 @@ def parse(text: str) -> tuple[int, int, int, int]:
             what = f"names the {name} {len(named)} times ({', '.join(named)})" if named else f"names no {name}"
             raise CaptionError(f"the caption {text!r} {what}; it must name one of {', '.join(values)}")
         found.append(values.index(named[0]))
-    return tuple(found)
+    shape, colour, background, size = found
+    return shape, colour, background, size
 
 
 def vocabulary() -> list[str]:

@@ -49,7 +49,7 @@ def test_nats_are_near_zero_for_the_law_itself_and_large_far_away():
     run = run_of(numbers=NUMBERS | {"points": 4000})
     world, g = run.world, torch.Generator().manual_seed(0)
     own = world.sample(0, (1, 4000), generator=g)
-    found = [play.plane_measure.divergences(run.grid, own + shift)["ikl_sigma2"].item() for shift in (0.0, 1.0)]
+    found = [play.plane_runs.divergences(run.grid, own + shift)["ikl_sigma2"].item() for shift in (0.0, 1.0)]
     assert 0 <= found[0] < 0.02
     assert found[1] > 10 * found[0]
 

@@ -18,6 +18,7 @@ from dipp_core.worlds.gaussian import (
     noise_levels,
     score_divergence_l2,
     score_divergence_sampled,
+    score_kl,
     whitened_pair,
 )
 
@@ -162,3 +163,26 @@ def test_whitened_samples_have_exact_joint_moments(d):
     torch.testing.assert_close(joint.mean(0), torch.zeros(2 * d).double(), rtol=0, atol=1e-14)
     torch.testing.assert_close(joint.T @ joint / 64, torch.eye(2 * d).double(), rtol=0, atol=1e-13)
     assert not math.isclose(float(z[0, 0]), float(whitened_pair(64, d, generator=rng(1))[0][0, 0]))
+
+
+def law(mean, spread):
+    return Gaussian(torch.tensor(mean, dtype=torch.float64), torch.diag(torch.tensor(spread, dtype=torch.float64)))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.02, 0.98), (0.1, 0.5)])
+def test_score_kl_is_the_divergence_at_the_low_end_less_that_at_the_high_end(low, high):
+    noise, p, q = vp_continuous(), law([1.0, -0.5], [0.6, 0.2]), law([0.0, 0.0], [1.0, 0.5])
+    x0 = p.sample((20_000,), generator=torch.Generator().manual_seed(0))
+    given = {"low": low, "high": high, "nodes": 64, "generator": torch.Generator().manual_seed(1)}
+    found = score_kl(exact_score(p, noise), exact_score(q, noise), x0, None, noise, **given)
+    at = [gaussian_kl(p.diffused(noise, t), q.diffused(noise, t)) for t in torch.tensor([low, high]).double()]
+    assert found.shape == (20_000,)
+    assert abs(found.mean() / (at[0] - at[1]) - 1) < 0.02
+    assert (at[0] - at[1]) > 0.1
+
+
+def test_score_kl_is_zero_between_a_law_and_itself():
+    noise, p = vp_continuous(), law([1.0, -0.5], [0.6, 0.2])
+    x0 = p.sample((10,), generator=torch.Generator().manual_seed(0))
+    score, generator = exact_score(p, noise), torch.Generator().manual_seed(1)
+    assert score_kl(score, score, x0, None, noise, low=0.02, high=0.9, generator=generator).abs().max() == 0

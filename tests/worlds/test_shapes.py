@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dipp_core.worlds import shapes, shapes_gold, shapes_tables
+from dipp_core.worlds import shapes, shapes_gold
 
 PIXEL_AREA = (2 / shapes.PIXELS) ** 2
 AREAS = {
@@ -246,12 +246,12 @@ def test_diversity_is_the_mean_distance_of_different_pictures():
 
 
 def test_the_small_files_are_what_the_code_makes(checkout):
-    """Captions to the letter, statistics to their last digit; else: python -m dipp_core.worlds.shapes_tables."""
-    files = {name: (checkout / "data/shapes" / name).read_text() for name in shapes_tables.TABLES}
-    assert files["captions.csv"] == shapes_tables.captions_table()
+    """Captions to the letter, statistics to their last digit; else: python -m dipp_core.worlds.shapes_gold."""
+    files = {name: (checkout / "data/shapes" / name).read_text() for name in shapes_gold.DATA_TABLES}
+    assert files["captions.csv"] == shapes_gold.captions_table()
     kept, made = (
         [row.split(",") for row in text.splitlines()]
-        for text in (files["statistics.csv"], shapes_tables.statistics_table())
+        for text in (files["statistics.csv"], shapes_gold.statistics_table())
     )
     assert kept[0] == made[0]
     assert [row[0] for row in kept] == [row[0] for row in made]
