@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from dipp_core.method.algorithm import Reward, Settings, StepRecord, align, preset
+from dipp_core.method.algorithm import DrawCond, Generate, Reward, Settings, StepRecord, align, preset
 from dipp_core.method.schedule import (
     NoiseSchedule,
     Weighting,
@@ -119,6 +119,8 @@ def train(
     reward: Reward | None = None,
     ref: ScoreModel | None = None,
     ta: ScoreModel | None = None,
+    gen: Generate | None = None,
+    draw_cond: DrawCond | None = None,
     steps: int,
     gen_lr: float,
     ta_lr: float,
@@ -129,14 +131,14 @@ def train(
 ) -> Curves:
     """Run `align` on a stack; learning rates are constant for the first half and fall linearly to 0 in the second.
 
-    `ref` replaces the world's exact reference, `ta` the score of the stack's assistants; `watch` sees every record.
+    `ref`, `ta`, `gen` and `draw_cond` replace those of the world and the stack; `watch` sees every record.
     """
     gen_optimizer = torch.optim.Adam(stack.gen.parameters(), lr=gen_lr, betas=betas)
     ta_optimizer = torch.optim.Adam(stack.ta.parameters(), lr=ta_lr, betas=ta_betas or betas)
     falling = [gen_optimizer, ta_optimizer] if settings.ta_steps else [gen_optimizer]
     decay = [LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps))) for optimizer in falling]
     records = align(
-        gen=stack.gen,
+        gen=stack.gen if gen is None else gen,
         ta=stack.s_ta if ta is None else ta,
         ref=world.ref if ref is None else ref,
         reward=reward,
@@ -144,7 +146,7 @@ def train(
         settings=settings,
         gen_optimizer=gen_optimizer,
         ta_optimizer=ta_optimizer,
-        draw_cond=world.draw_cond,
+        draw_cond=world.draw_cond if draw_cond is None else draw_cond,
         null_cond=world.null_cond,
         generator=generator,
         steps=steps,
