@@ -35,7 +35,7 @@ to its noise and learns only that; the reward is x itself, with beta = 1 / alpha
     mean 3.8, closed form 3.8, tilted law of RLHF 0.5
 
 With networks the assistant learns too (`ta_steps`, `ta_optimizer`): notebook 03. Why the end is not the tilted law:
-notebook 06. Text to image: `dipp_core.models.latent_files.load` and `dipp_core.rewards.public.load`.
+notebook 06. Text to image: `dipp_core.models.folders.load` and `dipp_core.rewards.public.load`.
 """
 
 __version__ = "0.1.0"

@@ -62,3 +62,26 @@ def read_json(path: pathlib.Path, cure: str) -> Any:
 def first_line(error: BaseException) -> str:
     """What an error says, in one line of at most 200 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def check_weights(folder: pathlib.Path) -> str | None:
+    """Refuse a part without whole safetensors files; "fp16" where only that variant is there. Reads headers alone."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    for listing in folder.glob("*.safetensors.index.json"):
+        needed = set(read_json(listing, "fetch or make the model again").get("weight_map", {}).values())
+        if lost := sorted(needed - {file.name for file in files}):
+            raise InputError(f"{folder / lost[0]} is missing: {listing.name} lists it; fetch or make it again")
+    if not files:
+        pickled = [file.name for file in folder.glob("*.bin")]
+        why = f"only {pickled[0]}, a pickle, which is not opened here" if pickled else "no weights"
+        raise InputError(f"{folder} has {why}: *.safetensors is needed; fetch or make it again")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            why = f"{file.stat().st_size:,} bytes: {first_line(error)}"
+            raise InputError(f"{file} is no whole safetensors file ({why}); fetch or make it again") from None
+    return "fp16" if all(".fp16." in file.name for file in files) else None

@@ -22,7 +22,7 @@ class Sources(Section):
 
     reference, start: a folder, or a hub id (OWNER/NAME, or OWNER/NAME@COMMIT where it is not a known one); start may be
     "the reference", or any one-step model of the same latents and prompts, with its own t_star and prediction: also the
-    folder of its denoiser alone, or one .safetensors file. `worlds.known_starts` has the public ones.
+    folder of its denoiser alone, or one .safetensors file. `models.folders` has the public ones.
     profile: name of `preflight.PROFILES`; switches: what of it is to be otherwise. rewards: terms of a weighted sum,
     {"reward": .., "source": .., "weight": ..}. prompts: a file of one prompt a line. tiny_vae: folder of one.
     """

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dipp_core.classroom.votes import Round
-from dipp_core.models import latent_files
+from dipp_core.models import folders
 from dipp_core.models.latent import LatentDiffusion
 
 Painter = Callable[[Sequence[str], int], Tensor]  # (n captions, seed) -> pictures (n, 3, H, W) in [0, 1]
@@ -25,8 +25,8 @@ Painter = Callable[[Sequence[str], int], Tensor]  # (n captions, seed) -> pictur
 
 
 def exported(folder: pathlib.Path | str, t_star: int) -> Painter:
-    """Who draws with a one-step model that `latent_files.export` wrote, asked at its timestep."""
-    world = latent_files.load(folder)
+    """Who draws with a one-step model that `folders.export` wrote, asked at its timestep."""
+    world = folders.load(folder)
     return painter(world, world.generator(t_star))
 
 

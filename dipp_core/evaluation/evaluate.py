@@ -15,13 +15,11 @@ from dipp_core.book import config
 from dipp_core.book.saved import SavedRunError
 from dipp_core.evaluation import evaluation, generation, picture_sets, pipelines, prompt_lists
 from dipp_core.files import InputError
-from dipp_core.models.latent_files import ModelError
 
 ERRORS = (
     picture_sets.PictureError,
     prompt_lists.PromptError,
     InputError,
-    ModelError,
     SavedRunError,
     config.ConfigError,
 )

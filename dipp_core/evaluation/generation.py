@@ -17,7 +17,7 @@ from dipp_core.evaluation import picture_sets, pipelines
 from dipp_core.evaluation.picture_sets import PictureError
 from dipp_core.evaluation.pipelines import Sampler
 from dipp_core.evaluation.prompt_lists import Prompt
-from dipp_core.models.latent_files import ModelError
+from dipp_core.files import InputError
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def call_options(pipeline: Any, sampler: Sampler) -> dict[str, Any]:
     options = {"num_inference_steps": sampler.steps, "guidance_scale": sampler.guidance, "output_type": "np"}
     if sampler.timesteps:
         if "timesteps" not in accepts:
-            raise ModelError(f"{type(pipeline).__name__} takes no timesteps: leave them out of the row")
+            raise InputError(f"{type(pipeline).__name__} takes no timesteps: leave them out of the row")
         options["timesteps"] = list(sampler.timesteps)
     if sampler.size:
         options |= {"height": sampler.size, "width": sampler.size}
@@ -131,6 +131,6 @@ def draw(
             generate(folder, sampler, prompts, seeds, scale=scale, **options)
         elif pipelines.locate(sampler, scale=scale) and sampler.denoiser:
             pipelines.denoiser_file(sampler)
-    except (ModelError, SavedRunError) as error:
+    except (InputError, SavedRunError) as error:
         reasons.append(str(error).replace(f"{config.root()}/", ""))
     return "; ".join(reasons)

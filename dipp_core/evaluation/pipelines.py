@@ -18,9 +18,9 @@ from torch import nn
 from dipp_core.book import config, models
 from dipp_core.book.saved import SavedRunError
 from dipp_core.evaluation import picture_sets
-from dipp_core.models import public
-from dipp_core.models.known_starts import STARTS
-from dipp_core.models.latent_files import ModelError, check_weights, read_json
+from dipp_core.files import InputError, check_weights, read_json
+from dipp_core.models import folders
+from dipp_core.models.folders import STARTS
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LIBRARIES = ("diffusers", "transformers")
@@ -55,10 +55,10 @@ def fetch_command(source: str, variant: str = "") -> str:
     """The command that puts what is needed of a hub id into the folder where it is looked for."""
     name, _, commit = source.partition("@")
     if not variant:
-        return public.download(name, commit, public.PATTERNS, public.UNWANTED)
-    networks = [f"{place}/*{end}" for place in public.NETWORKS for end in (".json", f".{variant}.safetensors")]
-    kept = [pattern for pattern in public.UNWANTED if variant not in pattern]
-    return public.download(name, commit, (*public.SMALL, *networks), kept)
+        return folders.download(name, commit, folders.PATTERNS, folders.UNWANTED)
+    networks = [f"{place}/*{end}" for place in folders.NETWORKS for end in (".json", f".{variant}.safetensors")]
+    kept = [pattern for pattern in folders.UNWANTED if variant not in pattern]
+    return folders.download(name, commit, (*folders.SMALL, *networks), kept)
 
 
 def locate(sampler: Sampler, *, scale: str) -> pathlib.Path:
@@ -76,7 +76,7 @@ def locate(sampler: Sampler, *, scale: str) -> pathlib.Path:
 
         with contextlib.suppress(Exception):
             return pathlib.Path(huggingface_hub.snapshot_download(name, revision=commit, local_files_only=True))
-    raise ModelError(f"{name} is not here; `{fetch_command(sampler.source, sampler.variant)}` fetches it")
+    raise InputError(f"{name} is not here; `{fetch_command(sampler.source, sampler.variant)}` fetches it")
 
 
 def denoiser_file(sampler: Sampler) -> pathlib.Path:
@@ -89,7 +89,7 @@ def denoiser_file(sampler: Sampler) -> pathlib.Path:
     pinned = f"--revision {known.revision} " if known and known.revision else ""
     fetch = f"`huggingface-cli download {owner}/{name} {file} {pinned}--local-dir models/{name}` fetches it"
     why = fetch if owner else "give its place"
-    raise ModelError(f"{sampler.denoiser}, the weights of a denoiser for {sampler.source}, is not here; {why}")
+    raise InputError(f"{sampler.denoiser}, the weights of a denoiser for {sampler.source}, is not here; {why}")
 
 
 def identity(sampler: Sampler, *, scale: str) -> dict[str, str]:
@@ -107,18 +107,18 @@ def _class_and_parts(folder: pathlib.Path) -> tuple[type, dict[str, type]]:
     """The pipeline class of a folder and the classes of its networks, all of them of known libraries."""
     import diffusers
 
-    index = read_json(folder / "model_index.json", "it names the classes of a folder in diffusers format")
+    index = read_json(folder / "model_index.json", "fetch or make the model again")
     named = index.get("_class_name")
     cls = getattr(diffusers, named, None) if isinstance(named, str) and named.endswith("Pipeline") else None
     if cls is None:
-        raise ModelError(f"{folder} is made for {named}, which diffusers {diffusers.__version__} does not have")
+        raise InputError(f"{folder} is made for {named}, which diffusers {diffusers.__version__} does not have")
     parts = {}
     for place, entry in index.items():
         if place.startswith("_") or not isinstance(entry, list) or entry[0] is None or place in LEFT_OUT:
             continue
         part = getattr(importlib.import_module(entry[0]), entry[1], None) if entry[0] in LIBRARIES else None
         if part is None:
-            raise ModelError(f"{folder}: its {place} is {entry[1]} of {entry[0]}, which is not run here")
+            raise InputError(f"{folder}: its {place} is {entry[1]} of {entry[0]}, which is not run here")
         if not place.startswith(("scheduler", "tokenizer")):
             parts[place] = part
     return cls, parts
@@ -131,7 +131,7 @@ def _network(place: pathlib.Path, cls: type, sampler: Sampler) -> nn.Module:
     network, found = cls.from_pretrained(place, torch_dtype=DTYPES[sampler.dtype], variant=variant, **options)
     if found["missing_keys"]:
         first = sorted(found["missing_keys"])[0]
-        raise ModelError(f"{place}: {len(found['missing_keys'])} weights are missing, the first is {first}")
+        raise InputError(f"{place}: {len(found['missing_keys'])} weights are missing, the first is {first}")
     return network
 
 
@@ -147,19 +147,15 @@ def load(sampler: Sampler, *, scale: str, device: str = "cpu") -> Any:
     try:
         parts = {name: _network(folder / name, part, sampler) for name, part in classes.items()}
         pipeline = cls.from_pretrained(folder, local_files_only=True, **parts, **options)
-    except ModelError:
+    except InputError:
         raise
     except Exception as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ModelError(f"{folder} cannot be loaded as a {cls.__name__} ({why}); fetch or make it again") from None
+        raise InputError(f"{folder} cannot be loaded as a {cls.__name__} ({why}); fetch or make it again") from None
     if sampler.denoiser:
-        from dipp_core.files import InputError
         from dipp_core.rewards.public import fill
 
-        try:
-            fill(pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer, denoiser_file(sampler))
-        except InputError as error:
-            raise ModelError(str(error)) from None
+        fill(pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer, denoiser_file(sampler))
     if sampler.scheduler:
         pipeline.scheduler = getattr(diffusers, sampler.scheduler).from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)

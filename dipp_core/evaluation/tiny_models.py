@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 
 from dipp_core.evaluation.pipelines import Sampler
-from dipp_core.models import latent_files, miniature
+from dipp_core.models import folders, miniature
 
 T_STAR = 625
 STATUS = "random weights"
@@ -19,8 +19,8 @@ def write(root: pathlib.Path, texts: Iterable[str]) -> dict[str, Sampler]:
     words = sorted({word for text in texts for word in re.findall(r"[a-z]+", text.lower())})
     unet = miniature.build(root / "unet", "unet", words=words, size="tiny", seed=1)
     dit = miniature.build(root / "transformer", "dit", words=words, size="tiny", encoder="t5", seed=2)
-    world = latent_files.load(unet)
-    one_step = latent_files.export(root / "one_step", world, world.generator(T_STAR))
+    world = folders.load(unet)
+    one_step = folders.export(root / "one_step", world, world.generator(T_STAR))
     return {
         "random_unet": Sampler(source=str(unet), steps=2, guidance=3.0, status=STATUS),
         "random_transformer": Sampler(source=str(dit), steps=2, guidance=3.0, status=STATUS),

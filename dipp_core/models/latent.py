@@ -1,6 +1,6 @@
 """Text-to-image diffusion in a latent space, in the roles of the method: SD1.5, SDXL, PixArt-alpha and the miniature.
 
-A model is a folder in diffusers format (`latent_files.load`). Here its parts get one convention: the denoiser is a
+A model is a folder in diffusers format (`folders.load`). Here its parts get one convention: the denoiser is a
 network (xt, t, cond) -> prediction for `score_model` and `OneStepGenerator`, latents are scaled as in training,
 pictures are in [0, 1], prompts are rows of a table (`prompts.Prompts`).
 """

@@ -1,18 +1,132 @@
-"""The parts of the miniature, untrained: a small text-to-image diffusion in the format and classes of the large ones.
+"""Tokenizers and text encoders made from a list of words, untrained: CLIP's for the miniature, T5's as PixArt has it.
+
+Nothing is fetched and nothing is fitted: every given word becomes one token, every other word is spelt in letters.
+
+The parts of the miniature, untrained: a small text-to-image diffusion in the format and classes of the large ones.
 
 `build` writes them as an ordinary diffusers folder: Stable Diffusion's pipeline around a UNet, PixArt-alpha's around a
 transformer. So what trains, loads and samples the miniature is what trains, loads and samples SD1.5 and PixArt-alpha.
 The tokenizer is made from the words of the captions; nothing is fetched.
+
+What the miniature's parts are trained on: losses, and the times at which its diffusion learns.
+
+The diffusion itself needs no loss of its own: the assistant's denoising score matching, on pictures instead of on
+generated samples, is a diffusion's training (`method.assistant`).
 """
 
+import itertools
+import json
 import pathlib
-from collections.abc import Sequence
+import string
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from dipp_core.models import latent_files, miniature_text
-from dipp_core.models.miniature_text import seeded
+from dipp_core.method.algorithm import Settings, preset
+from dipp_core.method.schedule import NoiseSchedule, TimeSampler, normalised, sigma_power_weight, uniform_index_time
+from dipp_core.models import folders
+from dipp_core.models.latent import LatentDiffusion
+from dipp_core.models.prompts import PIXART_TOKENS
+
+CLIP_TOKENS = 24  # tokens a prompt may have, begin and end included
+LETTERS = (*string.ascii_lowercase, *string.digits, *".,'-!?")
+
+
+def seeded(make: Callable[..., nn.Module], seed: int, *args: Any, **options: Any) -> Any:
+    """Call `make` with torch's global random state set to a seed, and put that state back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return make(*args, **options)
+
+
+def byte_pairs(words: Sequence[str]) -> list[tuple[str, str]]:
+    """The merges of byte-pair encoding that make every one of these words a single token, most frequent pair first."""
+    pieces, merges = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))], []
+    while counts := Counter(pair for word in pieces for pair in itertools.pairwise(word)):
+        best = max(counts, key=lambda pair: (counts[pair], pair))
+        merges.append(best)
+        pieces = [_merged(word, best) for word in pieces]
+    return merges
+
+
+def _merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    """A word with every occurrence of a pair joined, from the left."""
+    joined, k = [], 0
+    while k < len(word):
+        together = tuple(word[k : k + 2]) == pair
+        joined.append("".join(pair) if together else word[k])
+        k += 2 if together else 1
+    return joined
+
+
+def clip_tokenizer(words: Sequence[str]) -> Any:
+    """A CLIPTokenizer with one token for every given word."""
+    from transformers import CLIPTokenizer
+
+    merges = byte_pairs(words)
+    tokens = [*LETTERS, *(letter + "</w>" for letter in LETTERS), *("".join(pair) for pair in merges)]
+    vocabulary = dict.fromkeys([*tokens, "<|startoftext|>", "<|endoftext|>"])
+    with tempfile.TemporaryDirectory() as folder:
+        vocab, merged = pathlib.Path(folder, "vocab.json"), pathlib.Path(folder, "merges.txt")
+        vocab.write_text(json.dumps({token: index for index, token in enumerate(vocabulary)}))
+        merged.write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges) + "\n")
+        return CLIPTokenizer(str(vocab), str(merged), model_max_length=CLIP_TOKENS)
+
+
+def clip_encoder(tokenizer: Any, *, width: int, layers: int, seed: int) -> nn.Module:
+    """A CLIPTextModel for a tokenizer. It has places for PixArt's long padding too, which is never looked at."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=PIXART_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return seeded(CLIPTextModel, seed, config).eval()
+
+
+def t5_tokenizer(words: Sequence[str]) -> Any:
+    """A T5TokenizerFast with one token for every given word; a letter is likely enough only where no word fits."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import T5TokenizerFast
+
+    whole = [("▁" + word, -1.0) for word in sorted(set(words))]
+    parts = [(letter, -10.0) for letter in LETTERS] + [("▁", -10.0)]
+    unigrams = models.Unigram([("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -100.0), *whole, *parts], unk_id=2)
+    tokenizer = Tokenizer(unigrams)
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return T5TokenizerFast(tokenizer_object=tokenizer, extra_ids=0, model_max_length=PIXART_TOKENS)
+
+
+def t5_encoder(tokenizer: Any, *, width: int, layers: int, seed: int) -> nn.Module:
+    """A T5EncoderModel for a tokenizer."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=width,
+        d_kv=width // 4,
+        d_ff=4 * width,
+        num_layers=layers,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return seeded(T5EncoderModel, seed, config).eval()
+
 
 KINDS = ("unet", "dit")
 SIZES = {
@@ -56,9 +170,9 @@ def new_text(words: Sequence[str], size: str = "mini", *, encoder: str = "clip",
     """A tokenizer of these words and an encoder for it: "clip", or "t5" as PixArt-alpha has it."""
     if encoder not in ("clip", "t5"):
         raise ValueError(f"unknown text encoder {encoder!r}: clip or t5")
-    tokenizer = getattr(miniature_text, f"{encoder}_tokenizer")(words)
+    tokenizer = {"clip": clip_tokenizer, "t5": t5_tokenizer}[encoder](words)
     shape = {"width": SIZES[size]["text"], "layers": SIZES[size]["text_layers"], "seed": seed}
-    return tokenizer, getattr(miniature_text, f"{encoder}_encoder")(tokenizer, **shape)
+    return tokenizer, {"clip": clip_encoder, "t5": t5_encoder}[encoder](tokenizer, **shape)
 
 
 def new_denoiser(kind: str, size: str = "mini", *, seed: int) -> nn.Module:
@@ -121,11 +235,57 @@ def build(
 ) -> pathlib.Path:
     """A whole folder with random weights; returns its path. `kind` is "unet" or "dit"."""
     tokenizer, text_encoder = new_text(words, size, encoder=encoder, seed=seed + 2)
-    return latent_files.write(
+    return folders.write(
         folder,
         denoiser=new_denoiser(kind, size, seed=seed),
         vae=new_vae(size, seed=seed + 1),
         tokenizer=tokenizer,
         text_encoder=text_encoder,
         scheduler=new_scheduler(),
+    )
+
+
+def vae_loss(vae: nn.Module, images: Tensor, *, kl_weight: float = 1e-4, generator: torch.Generator) -> Tensor:
+    """Mean absolute and squared error of the round trip, and kl_weight KL(q(latent | picture) | N(0, I)) per pixel."""
+    pixels = 2 * images - 1
+    posterior = vae.encode(pixels).latent_dist
+    error = vae.decode(posterior.sample(generator)).sample - pixels
+    return error.abs().mean() + error.square().mean() + kl_weight * posterior.kl().mean() / pixels[0].numel()
+
+
+@torch.no_grad()
+def fit_scaling(vae: nn.Module, images: Tensor) -> float:
+    """Set the VAE's scaling factor so that the latents of these pictures have unit variance; returns the factor."""
+    factor = 1 / vae.encode(2 * images - 1).latent_dist.mean.std().item()
+    vae.register_to_config(scaling_factor=factor)
+    return factor
+
+
+def contrastive_loss(text: Tensor, images: Tensor, same: Tensor, temperature: float = 0.1) -> Tensor:
+    """CLIP's loss on features (B, d) of texts and pictures; same (B, B) bool: which texts fit which pictures.
+
+    Several pictures of a batch may fit one caption: the target is spread evenly over all that do.
+    """
+    logits = nn.functional.normalize(text, dim=-1) @ nn.functional.normalize(images, dim=-1).T / temperature
+    target = same.to(logits)
+    to_images = nn.functional.cross_entropy(logits, target / target.sum(-1, keepdim=True))
+    to_texts = nn.functional.cross_entropy(logits.T, target.T / target.T.sum(-1, keepdim=True))
+    return (to_images + to_texts) / 2
+
+
+def late_index_time(schedule: NoiseSchedule) -> TimeSampler:
+    """Integer timesteps of density proportional to t: backgrounds are decided in much noise and are learned last."""
+    return TimeSampler("late_index", lambda u: schedule.time_of_index((schedule.steps * u.sqrt()).floor()))
+
+
+def settings_for(world: LatentDiffusion, name: str, batch: int, **numbers: Any) -> Settings:
+    """A member of the family (`algorithm.PRESETS`) in the miniature: w = sigma^2 on scores, normalised to E[w] = 1.
+
+    Times are the whole timesteps from 20 to 979: below, details finer than the autoencoder's; above, nothing but noise.
+    """
+    law = uniform_index_time(world.schedule, 20, 980)
+    weight = sigma_power_weight(world.schedule)
+    shapes = {"batch_shape": (batch,), "z_shape": world.z_shape}
+    return preset(
+        name, time_sampler=law, weight=normalised(weight, law), ta_weight=weight, max_grad_norm=5.0, **shapes, **numbers
     )

@@ -22,9 +22,9 @@ from dipp_core.book import config
 from dipp_core.method.algorithm import Reward, align
 from dipp_core.method.generator import OneStepGenerator, trainable_copy
 from dipp_core.method.staged import frozen
-from dipp_core.models import latent_files, miniature
+from dipp_core.models import folders, miniature
 from dipp_core.models.latent import LatentDiffusion
-from dipp_core.models.miniature_training import settings_for
+from dipp_core.models.miniature import settings_for
 from dipp_core.models.prompts import Prompts
 from dipp_core.rewards.shapes import PreferenceReward
 from dipp_core.worlds import shapes
@@ -88,7 +88,7 @@ def new_roles(kind: str, size: str) -> Roles:
     """The miniature of a kind, "unet" or "dit", through a folder as a trained one would come."""
     words = shapes.vocabulary()
     with tempfile.TemporaryDirectory() as place:
-        world = latent_files.load(miniature.build(pathlib.Path(place) / kind, kind, words=words, size=size))
+        world = folders.load(miniature.build(pathlib.Path(place) / kind, kind, words=words, size=size))
     judge = PreferenceReward(words).eval().requires_grad_(False)
     prompts = world.prompts(shapes.captions(shapes.split("train")))
     return Roles(world, world.generator(T_STAR), trainable_copy(world.denoiser), judge, prompts)

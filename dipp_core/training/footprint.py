@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dipp_core.method.generator import trainable_copy
 from dipp_core.method.staged import frozen
-from dipp_core.models import memory, public
+from dipp_core.models import folders, lora
 from dipp_core.models.latent import Denoiser, LatentDiffusion
 from dipp_core.models.lora import Adapted, SharedBase
 
@@ -158,7 +158,7 @@ def ghosts(
     description: str, *, roles: str, rank: int, targets: tuple[str, ...], dtype: str, checkpointing: bool
 ) -> Ghosts:
     """The roles of a run; description: of the denoiser, JSON. roles: "lora", or "full", which learns in float32."""
-    network = public.on_meta(json.loads(description), getattr(torch, dtype))
+    network = folders.on_meta(json.loads(description), getattr(torch, dtype))
     denoiser = Denoiser(network, SimpleNamespace(index_of_time=lambda t: t), latent_scale=8)
     if roles == "lora":
         base = SharedBase(denoiser, targets=targets)
@@ -168,7 +168,7 @@ def ghosts(
         ta = copy.deepcopy(gen)
     else:
         if checkpointing:
-            memory.recompute_denoiser(denoiser)
+            lora.recompute_denoiser(denoiser)
         gen, ta = (trainable_copy(denoiser).float() for _ in range(2))
     return Ghosts(LatentDiffusion(denoiser, "eps"), gen, ta, cond_shape(denoiser))
 
@@ -215,9 +215,9 @@ def divergence_pass(found: Ghosts, batch: int, *, star: bool, guided: bool) -> i
 @functools.lru_cache(maxsize=64)
 def picture_pass(description: str, latents: tuple[int, ...], *, dtype: str, checkpointing: bool) -> tuple[int, int]:
     """(kept between the passes, most) of decoding latents (B, C, h, w) and going back to them."""
-    vae = public.on_meta(json.loads(description), getattr(torch, dtype))
+    vae = folders.on_meta(json.loads(description), getattr(torch, dtype))
     if checkpointing:
-        memory.recompute_vae(vae)
+        lora.recompute_vae(vae)
     with LiveBytes() as live, fused_attention():
         images = LatentDiffusion(None, "eps", vae=vae).decode(_new(*latents).requires_grad_())
         kept = live.now

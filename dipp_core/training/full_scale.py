@@ -21,16 +21,15 @@ import torch
 from torch import nn
 
 from dipp_core.book.full_schema import FullScale
+from dipp_core.files import read_json
 from dipp_core.method.algorithm import PRESETS, Reward, Settings, preset
 from dipp_core.method.divergences import pseudo_huber
 from dipp_core.method.generator import OneStepGenerator, trainable_copy
 from dipp_core.method.schedule import normalised, sigma_power_weight, uniform_index_time
-from dipp_core.models import latent_files, memory, public, starts
+from dipp_core.models import folders, lora
 from dipp_core.models.latent import LatentDiffusion
-from dipp_core.models.latent_files import PIXART_TOKENS
 from dipp_core.models.lora import Adapted, SharedBase, merged
-from dipp_core.models.prompt_store import guessed_tokens, stored_prompts
-from dipp_core.models.prompts import Prompts, TextEncoder
+from dipp_core.models.prompts import PIXART_TOKENS, Prompts, TextEncoder, guessed_tokens, stored_prompts
 from dipp_core.rewards import public as rewards
 from dipp_core.training import preflight
 
@@ -132,7 +131,7 @@ def new_roles(world: LatentDiffusion, start: LatentDiffusion, t_star: int, switc
     if switches.roles == "full":
         if switches.checkpoint_denoiser:
             for denoiser in denoisers.values():
-                memory.recompute_denoiser(denoiser)
+                lora.recompute_denoiser(denoiser)
         return start.generator(t_star).float(), trainable_copy(world.denoiser).float()
     bases = {key: SharedBase(denoiser, targets=switches.targets) for key, denoiser in denoisers.items()}
     if switches.checkpoint_denoiser:
@@ -144,10 +143,10 @@ def new_roles(world: LatentDiffusion, start: LatentDiffusion, t_star: int, switc
 
 def _start(run: FullScale, world: LatentDiffusion, path: pathlib.Path, **how: Any) -> LatentDiffusion:
     """The diffusion that the generator starts from: the reference, or another one that speaks its language."""
-    start = world if run.start == THE_REFERENCE else starts.load(path, world, **how)
+    start = world if run.start == THE_REFERENCE else folders.load_start(path, world, **how)
     if run.prediction == "as its folder says":
         return start
-    names = {short: name for name, short in latent_files.PREDICTIONS.items()}
+    names = {short: name for name, short in folders.PREDICTIONS.items()}
     noise = start.noise | {"prediction_type": names[run.prediction]}
     return replace(start, prediction_type=run.prediction, noise=noise)
 
@@ -156,7 +155,7 @@ def _encoded(folder: pathlib.Path, texts: list[str], cache: pathlib.Path, say: S
     """The table of prompts, on the disk; the text encoder, if one was needed at all, is gone when this returns."""
 
     def load_encoder() -> TextEncoder:
-        return latent_files.read_text(folder, latent_files.read_json(folder / "model_index.json", "its index"), **how)
+        return folders.read_text(folder, read_json(folder / "model_index.json", folders.AGAIN), **how)
 
     found = stored_prompts(cache, folder, texts, load_encoder=load_encoder, dtype=how["dtype"], say=say)
     return found.to(how["device"])
@@ -170,7 +169,7 @@ def _eyes(
         return None, None
     if switches.tiny_vae and not run.tiny_vae:
         raise FullScaleError("the switch tiny_vae needs a tiny decoder: give its folder as tiny_vae")
-    decoder = memory.tiny_decoder(run.tiny_vae, dtype=dtype) if switches.tiny_vae else None
+    decoder = folders.tiny_decoder(run.tiny_vae, dtype=dtype) if switches.tiny_vae else None
     return rewards.load(run.rewards, checkpointing=switches.checkpoint_reward), decoder
 
 
@@ -198,23 +197,23 @@ def load(
     texts, device = read_prompts(run.prompts), device_of(run)
     optimiser = adam(eight_bit=switches.eight_bit_adam, device=device)
     preflight.check(task_of(run, len(texts), guessed_tokens(texts)), switches, preflight.here(folder, device), say)
-    reference = public.locate(run.reference, fetch=run.fetch)
-    own = reference if run.start == THE_REFERENCE else starts.locate(run.start, fetch=run.fetch)
+    reference = folders.locate(run.reference, fetch=run.fetch)
+    own = reference if run.start == THE_REFERENCE else folders.locate_start(run.start, fetch=run.fetch)
     how = {"dtype": getattr(torch, switches.dtype), "device": device}
     judge, decoder = _eyes(run, switches, how["dtype"])
     prompts = _encoded(reference, texts, pathlib.Path(cache or pathlib.Path(folder, "encoded_prompts")), say, **how)
     whole = how if switches.roles == "lora" else how | {"dtype": torch.float32}  # what learns is not rounded
-    world = latent_files.load(reference, parts=("denoiser", "vae"), **whole)
+    world = folders.load(reference, parts=("denoiser", "vae"), **whole)
     start = _start(run, world, own, **whole)
     settings = settings_of(run, switches, world)
     gen, ta = new_roles(world, start, run.t_star, switches)
     for frozen in filter(None, (world.denoiser, world.vae)):
         frozen.to(how["dtype"])
-    gen = gen if own == reference else starts.asked_as_published(gen, run.start, own, say)
+    gen = gen if own == reference else folders.asked_as_published(gen, run.start, own, say)
     if switches.checkpoint_vae:
         for vae in filter(None, (world.vae, decoder)):
-            memory.recompute_vae(vae)
-    seen = world if decoder is None else memory.seen_through(world, decoder.to(device))
+            lora.recompute_vae(vae)
+    seen = world if decoder is None else replace(world, vae=decoder.to(device))
     reward = None if judge is None else seen.reward(judge.to(device), prompts)
     facts = run.model_dump(exclude={"fetch", "device"})
     return Loaded(world, gen, ta, prompts, reward, settings, optimiser, switches, reference, own, facts)
@@ -222,13 +221,13 @@ def load(
 
 def export(folder: pathlib.Path | str, loaded: Loaded, gen: OneStepGenerator) -> pathlib.Path:
     """Write a generator of this run as an ordinary pipeline, in float32; adapters are merged into published weights."""
-    reference = latent_files.load(loaded.reference)
-    start = reference if loaded.start == loaded.reference else starts.load(loaded.start, reference)
+    reference = folders.load(loaded.reference)
+    start = reference if loaded.start == loaded.reference else folders.load_start(loaded.start, reference)
     network = copy.deepcopy(gen.network)
     if isinstance(network, Adapted):
         role = Adapted(SharedBase(start.denoiser, targets=loaded.switches.targets), rank=network.rank)
         role.load_state_dict(network.state_dict())
         network = merged(role)
-    names = {short: name for name, short in latent_files.PREDICTIONS.items()}
+    names = {short: name for name, short in folders.PREDICTIONS.items()}
     noise = start.noise | {"prediction_type": names[gen.prediction_type]}
-    return starts.export(folder, replace(reference, noise=noise), starts.rebuilt(gen, network.cpu()))
+    return folders.export_start(folder, replace(reference, noise=noise), folders.rebuilt(gen, network.cpu()))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dipp_core.book.full_schema import FullScale
-from dipp_core.models import latent_files, memory, public
+from dipp_core.models import folders, lora
 from dipp_core.models.latent import Denoiser, LatentDiffusion
 from dipp_core.models.prompts import Prompts
 from dipp_core.rewards import public as rewards
@@ -104,7 +104,7 @@ def estimate(case: Case) -> float:
 
 def network(description: Mapping[str, Any], *, dtype: torch.dtype, device: str) -> nn.Module:
     """The network of a description with random weights, frozen."""
-    library, name = latent_files.CLASSES[description["_class_name"]]
+    library, name = folders.CLASSES[description["_class_name"]]
     cls = getattr(importlib.import_module(library), name)
     taken, *_ = cls.extract_init_dict(dict(description))
     with torch.device(device):
@@ -116,9 +116,9 @@ def new_world(description: Mapping[str, dict], switches: preflight.Switches, dev
     how = {"dtype": getattr(torch, switches.dtype), "device": device}
     vae = network({"_class_name": "AutoencoderTiny"} if switches.tiny_vae else description["vae"], **how)
     if switches.checkpoint_vae:
-        memory.recompute_vae(vae)
+        lora.recompute_vae(vae)
     scale = 2 ** (len(description["vae"]["block_out_channels"]) - 1)
-    denoiser = Denoiser(network(description["denoiser"], **how), latent_files.noise_schedule(NOISE), latent_scale=scale)
+    denoiser = Denoiser(network(description["denoiser"], **how), folders.noise_schedule(NOISE), latent_scale=scale)
     return LatentDiffusion(denoiser, "eps", vae=vae, noise=NOISE)
 
 
@@ -163,7 +163,7 @@ def new_roles(case: Case) -> bench.Roles:
     torch.manual_seed(0)
     switches = case.turned
     judge = new_judge(case)
-    world = new_world(public.describe(case.reference), switches, case.device)
+    world = new_world(folders.describe(case.reference), switches, case.device)
     gen, ta = full_scale.new_roles(world, world, NUMBERS["t_star"], switches)
     if switches.roles == "lora":
         with torch.no_grad():

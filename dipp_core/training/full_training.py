@@ -31,8 +31,7 @@ from dipp_core.book import config
 from dipp_core.book.full_schema import FullScale, Sources, Stage, TwoStages
 from dipp_core.files import InputError
 from dipp_core.method.algorithm import Settings
-from dipp_core.models.latent_files import ModelError
-from dipp_core.models.prompt_store import guessed_tokens
+from dipp_core.models.prompts import guessed_tokens
 from dipp_core.training import full_scale, preflight
 from dipp_core.training.parts import CheckpointError
 from dipp_core.training.pictures import picture_grid
@@ -49,7 +48,6 @@ KNOWN = (
     config.ConfigError,
     full_scale.FullScaleError,
     preflight.PreflightError,
-    ModelError,
     InputError,
     CheckpointError,
     TrainError,

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from dipp_core.book.config import nearest
-from dipp_core.models import public
+from dipp_core.models import folders
 from dipp_core.training import footprint
 
 GIB = 2**30
@@ -139,10 +139,10 @@ class Part:
 
 def estimate(task: Task, switches: Switches, kind: str) -> list[Part]:
     """All parts of a run on a device of this kind."""
-    found, size = public.describe(task.reference, fetch=task.fetch), BYTES[switches.dtype]
+    found, size = folders.describe(task.reference, fetch=task.fetch), BYTES[switches.dtype]
     roles = _ghosts(found, switches)
     base, tuned = footprint.count(roles.world.denoiser), footprint.count(roles.gen)
-    counts = {name: footprint.count(public.on_meta(found[name])) for name in found if name != "denoiser"}
+    counts = {name: footprint.count(folders.on_meta(found[name])) for name in found if name != "denoiser"}
     vae, text = counts.pop("vae"), sum(counts.values())
     judges = sum(footprint.TOWERS[name].parameters for name in task.rewards if name in footprint.TOWERS)
     adam = 2 * tuned * (2 if switches.eight_bit_adam else 8)

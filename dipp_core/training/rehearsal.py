@@ -13,8 +13,7 @@ import torch
 
 from dipp_core.book.full_schema import TwoStages
 from dipp_core.files import InputError
-from dipp_core.models import miniature, public, starts
-from dipp_core.models.latent_files import ModelError
+from dipp_core.models import folders, miniature
 from dipp_core.rewards import public as rewards
 from dipp_core.rewards import tiny
 from dipp_core.training import full_scale
@@ -37,11 +36,11 @@ def missing(run: TwoStages) -> list[str]:
             look(given)
         except (InputError, full_scale.FullScaleError) as error:
             found.append(str(error))
-    for source, locate in ((run.reference, public.locate), (run.start, starts.locate)):
+    for source, locate in ((run.reference, folders.locate), (run.start, folders.locate_start)):
         try:
             if source != full_scale.THE_REFERENCE:
                 locate(source, fetch=run.fetch and not found)
-        except ModelError as error:
+        except InputError as error:
             found.append(str(error))
     return found
 

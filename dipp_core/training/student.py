@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dipp_core.method.algorithm import Reward, Settings, align
 from dipp_core.method.generator import OneStepGenerator, trainable_copy
 from dipp_core.models.latent import LatentDiffusion
-from dipp_core.models.memory import in_chunks
+from dipp_core.models.lora import in_chunks
 from dipp_core.models.prompts import Prompts
 from dipp_core.training import train
 from dipp_core.training.ema import EMA

@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 
 from dipp_core.classroom import rounds
 from dipp_core.classroom.rounds import SimulatedVoter, blind_round, win_rate
-from dipp_core.models import latent_files, miniature
+from dipp_core.models import folders, miniature
 from dipp_core.worlds import shapes
 
 CAPTIONS = [f"caption {i}" for i in range(10)]
@@ -79,9 +79,9 @@ def test_one_model_against_itself_needs_noise_of_its_own():
 
 def test_exported_models_are_compared_from_their_folders(tmp_path):
     """What a folder draws is what its generator draws in memory; two kinds of networks meet in one round."""
-    world = latent_files.load(miniature.build(tmp_path / "w", "unet", words=shapes.vocabulary(), size="tiny"))
+    world = folders.load(miniature.build(tmp_path / "w", "unet", words=shapes.vocabulary(), size="tiny"))
     gen = world.generator(625)
-    folder = latent_files.export(tmp_path / "one", world, gen)
+    folder = folders.export(tmp_path / "one", world, gen)
     captions = shapes.captions(shapes.split("test")[:3])
     own, read = rounds.painter(world, gen)(captions, 3), rounds.exported(folder, 625)(captions, 3)
     assert own.shape == (3, 3, 32, 32)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dipp_core.classroom import taste
-from dipp_core.models.miniature_text import seeded
+from dipp_core.models.miniature import seeded
 from dipp_core.rewards.shapes import PreferenceReward
 from dipp_core.worlds import shapes
 

@@ -15,7 +15,7 @@ from dipp_core.evaluation import generation, picture_sets, tiny_models
 from dipp_core.evaluation.picture_sets import PictureError
 from dipp_core.evaluation.pipelines import Sampler
 from dipp_core.evaluation.prompt_lists import Prompt
-from dipp_core.models.latent_files import ModelError
+from dipp_core.files import InputError
 
 TEXTS = ["a red fox", "two dogs play cards", "a green boat at night", "snow"]
 PROMPTS = [Prompt(index, text, "photos", "photos") for index, text in enumerate(TEXTS)]
@@ -178,11 +178,11 @@ def test_real_pipelines_draw_the_same_whatever_the_batch(tmp_path, models, name)
 
 def test_a_one_step_export_is_the_generator_itself(tmp_path, models):
     """At its own timestep, from the noise of (seed, prompt): an ordinary pipeline draws what our generator draws."""
-    from dipp_core.models import latent_files
+    from dipp_core.models import folders
 
     sampler = models["random_one_step"]
     generation.generate(tmp_path, sampler, PROMPTS[:1], (3,), batch=1, scale="smoke")
-    world = latent_files.load(sampler.source)
+    world = folders.load(sampler.source)
     z = torch.randn(1, *world.z_shape, generator=picture_sets.generator_of((0, 3)))
     gen = world.generator(sampler.timesteps[0])
     with torch.no_grad():
@@ -195,7 +195,7 @@ def test_timesteps_are_refused_by_pipelines_that_take_none():
         def __call__(self, prompt, num_inference_steps, guidance_scale):
             return None
 
-    with pytest.raises(ModelError, match="Pipe takes no timesteps: leave them out of the row"):
+    with pytest.raises(InputError, match="Pipe takes no timesteps: leave them out of the row"):
         generation.call_options(Pipe(), Sampler(source="x", steps=1, guidance=1.0, timesteps=(399,)))
 
 

@@ -13,7 +13,7 @@ from dipp_core.book.report import Report
 from dipp_core.book.saved import SavedRunError
 from dipp_core.evaluation import pipelines, tiny_models
 from dipp_core.evaluation.pipelines import Sampler
-from dipp_core.models.latent_files import ModelError
+from dipp_core.files import InputError
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +33,13 @@ def test_a_denoiser_can_be_replaced_by_a_file_of_weights(tmp_path, models):
     assert all(torch.equal(after[name], before[name] + 1) for name in before)
     assert pipelines.identity(other, scale="smoke").keys() == {"model", "denoiser"}
     (tmp_path / "unet.safetensors").write_bytes(b"cut")
-    with pytest.raises(ModelError, match="is no whole weight file"):
+    with pytest.raises(InputError, match="is no whole weight file"):
         pipelines.load(other, scale="smoke")
     for name, says in (
         ("gone.safetensors", r"gone.safetensors, the weights of a denoiser for .* is not here; give its place"),
         ("an/id/unet.bin", "not here; `huggingface-cli download an/id unet.bin --local-dir models/id` fetches it"),
     ):
-        with pytest.raises(ModelError, match=says):
+        with pytest.raises(InputError, match=says):
             pipelines.load(dataclasses.replace(sampler, denoiser=name), scale="smoke")
 
 
@@ -65,10 +65,10 @@ def test_code_of_a_folder_is_never_run(broken):
     folder, sampler = broken
     (folder / "unet" / "my_unet.py").write_text("raise SystemExit('code of the folder was run')")
     edit_index(folder, unet=["my_unet", "MyUNet"])
-    with pytest.raises(ModelError, match="its unet is MyUNet of my_unet, which is not run here"):
+    with pytest.raises(InputError, match="its unet is MyUNet of my_unet, which is not run here"):
         pipelines.load(sampler, scale="smoke")
     edit_index(folder, _class_name=["pipeline", "MyPipeline"])
-    with pytest.raises(ModelError, match=r"which diffusers .* does not have"):
+    with pytest.raises(InputError, match=r"which diffusers .* does not have"):
         pipelines.load(sampler, scale="smoke")
 
 
@@ -79,23 +79,23 @@ def test_weights_are_safetensors_and_whole(broken):
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-8])
-    with pytest.raises(ModelError, match="is no whole safetensors file"):
+    with pytest.raises(InputError, match="is no whole safetensors file"):
         pipelines.load(sampler, scale="smoke")
     path.write_bytes(whole)
     weights = load_file(path)
     name = next(name for name in weights if name.startswith("conv_out"))
     save_file({key: value for key, value in weights.items() if key != name}, path)
-    with pytest.raises(ModelError, match=f"1 weights are missing, the first is {name}"):
+    with pytest.raises(InputError, match=f"1 weights are missing, the first is {name}"):
         pipelines.load(sampler, scale="smoke")
     path.rename(path.with_suffix(".bin"))
-    with pytest.raises(ModelError, match="a pickle, which is not opened here"):
+    with pytest.raises(InputError, match="a pickle, which is not opened here"):
         pipelines.load(sampler, scale="smoke")
 
 
 def test_a_model_that_is_not_here_is_one_line_with_the_command():
     commit = "b261bac6fd2cf515557d5d0707481eafa0485ec2"
     sampler = Sampler(source=f"stabilityai/sd-turbo@{commit}", steps=1, guidance=0.0, variant="fp16")
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(InputError) as caught:
         pipelines.locate(sampler, scale="full")
     line = str(caught.value)
     assert line.startswith(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dipp_core.evaluation import verdicts
-from dipp_core.models.miniature_text import seeded
+from dipp_core.models.miniature import seeded
 from dipp_core.rewards.shapes import AttributeClassifier, PreferenceReward, judges_from
 from dipp_core.worlds import shapes, shapes_gold
 

@@ -9,7 +9,7 @@ from dipp_core.method.divergences import pseudo_huber
 from dipp_core.method.generator import trainable_copy
 from dipp_core.method.schedule import convert_prediction, sigma_power_weight, uniform_index_time
 from dipp_core.method.scores import guided_score, map_cond
-from dipp_core.models import latent_files, miniature
+from dipp_core.models import folders, miniature
 from dipp_core.models.latent import Denoiser
 from dipp_core.models.prompts import encode_prompts
 from dipp_core.worlds import shapes
@@ -24,7 +24,7 @@ def rng(seed=0):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def places(tmp_path_factory):
     """A tiny folder of each kind."""
     root, words = tmp_path_factory.mktemp("models"), shapes.vocabulary()
     return {kind: miniature.build(root / kind, kind, words=words, size="tiny") for kind in miniature.KINDS}
@@ -36,8 +36,8 @@ def kind(request):
 
 
 @pytest.fixture(scope="module")
-def model(folders, kind):
-    return latent_files.load(folders[kind])
+def model(places, kind):
+    return folders.load(places[kind])
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,9 @@ def noise(model, count=2, seed=0):
 # ---------------------------------------------------------------------------------------------- against the pipelines
 
 
-def test_ordinary_pipeline_samples_the_folder_as_we_do(folders, kind, model, prompts):
+def test_ordinary_pipeline_samples_the_folder_as_we_do(places, kind, model, prompts):
     """Ten DDIM steps with guidance: scheduler, guidance, text, learned variance, decoder, all in one number."""
-    theirs = pipeline(folders[kind])
+    theirs = pipeline(places[kind])
     names = {"unet": "StableDiffusionPipeline", "dit": "PixArtAlphaPipeline"}
     assert type(theirs).__name__ == names[kind]
     z, cond = noise(model), prompts.rows(torch.arange(2))
@@ -70,7 +70,7 @@ def test_ordinary_pipeline_samples_the_folder_as_we_do(folders, kind, model, pro
     torch.testing.assert_close(ours, theirs(list(PROMPTS), **steps).images, atol=1e-4, rtol=0)
 
 
-def test_an_exported_generator_is_an_ordinary_pipeline(folders, kind, model, prompts, tmp_path):
+def test_an_exported_generator_is_an_ordinary_pipeline(places, kind, model, prompts, tmp_path):
     gen = model.generator(625)
     with torch.no_grad():
         for parameter in gen.parameters():
@@ -79,14 +79,14 @@ def test_an_exported_generator_is_an_ordinary_pipeline(folders, kind, model, pro
     with torch.no_grad():
         ours = model.decode(gen(z, prompts.rows(torch.arange(2))))
         before = model.decode(model.generator(625)(z, prompts.rows(torch.arange(2))))
-    theirs = pipeline(latent_files.export(tmp_path / "out", model, gen))
+    theirs = pipeline(folders.export(tmp_path / "out", model, gen))
     assert isinstance(theirs.scheduler, diffusers.LCMScheduler)
     for scale in (0.0, 1.0):
         step = {"num_inference_steps": 1, "timesteps": [625], "guidance_scale": scale, "latents": z}
         images = theirs(list(PROMPTS), output_type="pt", **step, **CALL[kind]).images
         torch.testing.assert_close(ours, images, atol=1e-3, rtol=0)
     assert (ours - before).abs().max() > 0.01
-    again = latent_files.load(tmp_path / "out")  # and it can be the start of another run
+    again = folders.load(tmp_path / "out")  # and it can be the start of another run
     network = again.denoiser.network.state_dict()
     assert all(torch.equal(value, network[name]) for name, value in gen.network.network.state_dict().items())
     cond = prompts.rows(torch.arange(2))
@@ -95,14 +95,14 @@ def test_an_exported_generator_is_an_ordinary_pipeline(folders, kind, model, pro
     )
 
 
-@pytest.mark.parametrize("predicts", latent_files.PREDICTIONS)
-def test_conversions_equal_the_scheduler_of_the_folder(folders, kind, model, predicts):
-    theirs = diffusers.DDIMScheduler.from_pretrained(folders[kind] / "scheduler", prediction_type=predicts)
+@pytest.mark.parametrize("predicts", folders.PREDICTIONS)
+def test_conversions_equal_the_scheduler_of_the_folder(places, kind, model, predicts):
+    theirs = diffusers.DDIMScheduler.from_pretrained(places[kind] / "scheduler", prediction_type=predicts)
     theirs.set_timesteps(50)
     xt, value = torch.randn(2, 1, *model.z_shape, generator=rng())
     for index in (0, 199, 625, 999):
         t = model.schedule.time_of_index(torch.tensor([index]))
-        source = latent_files.PREDICTIONS[predicts]
+        source = folders.PREDICTIONS[predicts]
         found = convert_prediction(value, xt=xt, t=t, schedule=model.schedule, source=source, target="x0")
         expected = theirs.step(value, index, xt).pred_original_sample
         torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-4)
@@ -160,7 +160,7 @@ def test_a_transformer_trained_with_picture_sizes_is_told_them():
         caption_channels=16,
         use_additional_conditions=True,
     )
-    schedule = latent_files.noise_schedule(miniature.SCHEDULER | {"prediction_type": "epsilon"})
+    schedule = folders.noise_schedule(miniature.SCHEDULER | {"prediction_type": "epsilon"})
     denoiser = Denoiser(network, schedule, latent_scale=8)
     xt, tokens = torch.randn(2, 4, 8, 16, generator=rng()), torch.randn(2, 5, 16, generator=rng(1))
     cond, t = {"tokens": tokens, "mask": torch.ones(2, 5)}, schedule.time_of_index(torch.tensor([99, 99]))
@@ -220,8 +220,8 @@ def test_the_loop_of_the_method_runs_on_it(model, name):
 # ----------------------------------------------------------------------------------------------------------- prompts
 
 
-def test_prompts_are_encoded_as_the_pipeline_does_and_only_once(folders, kind, prompts):
-    model, theirs = latent_files.load(folders[kind]), pipeline(folders[kind])
+def test_prompts_are_encoded_as_the_pipeline_does_and_only_once(places, kind, prompts):
+    model, theirs = folders.load(places[kind]), pipeline(places[kind])
     calls = []
     model.text.encoder.register_forward_hook(lambda *_: calls.append(1))
     found = model.prompts([PROMPTS[0], PROMPTS[1], PROMPTS[0]])
@@ -273,7 +273,7 @@ def test_words_of_the_captions_are_single_tokens_and_others_are_spelt(model):
 
 def test_pixart_with_its_own_kind_of_text_encoder(tmp_path):
     folder = miniature.build(tmp_path / "t5", "dit", words=shapes.vocabulary(), size="tiny", encoder="t5")
-    model, theirs = latent_files.load(folder), pipeline(folder)
+    model, theirs = folders.load(folder), pipeline(folder)
     prompts = model.prompts(PROMPTS)
     ids = model.text.tokenizer(PROMPTS[0]).input_ids
     assert len(ids) == 9  # eight words and the end

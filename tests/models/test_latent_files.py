@@ -7,7 +7,8 @@ import shutil
 import pytest
 import torch
 
-from dipp_core.models import latent_files, miniature
+from dipp_core.files import InputError
+from dipp_core.models import folders, miniature
 from dipp_core.worlds import shapes
 
 PROMPTS = ("a large red circle on a white background", "a shiny small blue cross on a pink background")
@@ -25,7 +26,7 @@ def edited(file, change):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def places(tmp_path_factory):
     """A tiny folder of each kind."""
     root, words = tmp_path_factory.mktemp("models"), shapes.vocabulary()
     return {kind: miniature.build(root / kind, kind, words=words, size="tiny") for kind in miniature.KINDS}
@@ -46,31 +47,31 @@ def test_a_folder_is_a_function_of_its_seed_and_leaves_the_random_state_alone(tm
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_without_a_part_its_files_need_not_be_there(folders, tmp_path):
-    folder = shutil.copytree(folders["unet"], tmp_path / "model")
+def test_without_a_part_its_files_need_not_be_there(places, tmp_path):
+    folder = shutil.copytree(places["unet"], tmp_path / "model")
     shutil.rmtree(folder / "text_encoder")
     shutil.rmtree(folder / "tokenizer")
-    model = latent_files.load(folder, parts=["denoiser", "vae"])
+    model = folders.load(folder, parts=["denoiser", "vae"])
     assert model.text is None
     with pytest.raises(ValueError, match="was not loaded; load it with the part"):
         model.prompts(PROMPTS)
 
 
-def test_pixart_as_first_published_names_another_class(folders, tmp_path):
-    folder = shutil.copytree(folders["dit"], tmp_path / "model")
+def test_pixart_as_first_published_names_another_class(places, tmp_path):
+    folder = shutil.copytree(places["dit"], tmp_path / "model")
     name = "Transformer2DModel"
     edited(folder / "model_index.json", lambda c: c.update(transformer=["diffusers", name]))
     edited(folder / "transformer/config.json", lambda c: c.update(_class_name=name))
-    old, new = (latent_files.load(place, parts=["denoiser"]) for place in (folder, folders["dit"]))
+    old, new = (folders.load(place, parts=["denoiser"]) for place in (folder, places["dit"]))
     cond = {"tokens": torch.randn(2, 5, 16, generator=rng()), "mask": torch.ones(2, 5)}
     inputs = noise(old), torch.tensor([0.5, 0.9]), cond
     assert torch.equal(old.denoiser(*inputs), new.denoiser(*inputs))
 
 
 @pytest.mark.parametrize("kind", miniature.KINDS)
-def test_half_precision_weights_keep_latents_in_single(folders, kind):
-    model = latent_files.load(folders[kind], dtype=torch.bfloat16)
-    full = latent_files.load(folders[kind])
+def test_half_precision_weights_keep_latents_in_single(places, kind):
+    model = folders.load(places[kind], dtype=torch.bfloat16)
+    full = folders.load(places[kind])
     prompts, z, t = model.prompts(PROMPTS), noise(model), torch.tensor([0.5, 0.9], dtype=torch.float64)
     cond = prompts.rows(torch.arange(2))
     half = model.denoiser(z, t, cond)
@@ -80,14 +81,14 @@ def test_half_precision_weights_keep_latents_in_single(folders, kind):
     assert model.decode(z).dtype == torch.float32
 
 
-def test_a_part_may_be_there_in_half_precision_alone(folders, tmp_path):
+def test_a_part_may_be_there_in_half_precision_alone(places, tmp_path):
     """As the release of Diff-Instruct* is: its weights are files named .fp16.safetensors."""
-    folder = shutil.copytree(folders["unet"], tmp_path / "model")
-    expected = latent_files.load(folder)
+    folder = shutil.copytree(places["unet"], tmp_path / "model")
+    expected = folders.load(folder)
     for part in ("unet", "text_encoder"):
         file = next((folder / part).glob("*.safetensors"))
         file.rename(file.with_name(file.name.replace(".safetensors", ".fp16.safetensors")))
-    found = latent_files.load(folder)
+    found = folders.load(folder)
     z, t, cond = noise(found), torch.tensor([0.5, 0.9]), found.prompts(PROMPTS).rows(torch.arange(2))
     assert torch.equal(
         found.denoiser(z, t, cond), expected.denoiser(z, t, expected.prompts(PROMPTS).rows(torch.arange(2)))
@@ -99,10 +100,6 @@ BAD = {
     "no folder": (lambda f: shutil.rmtree(f), "no such folder"),
     "no index": (lambda f: (f / "model_index.json").unlink(), "model_index.json is missing"),
     "broken index": (lambda f: (f / "model_index.json").write_text("{"), "model_index.json cannot be read"),
-    "index of another form": (
-        lambda f: (f / "model_index.json").write_text("[]"),
-        "model_index.json is no JSON object",
-    ),
     "a part of no class": (
         lambda f: edited(f / "model_index.json", lambda c: c.update(vae=None)),
         "vae is a None; known here: AutoencoderKL",
@@ -161,19 +158,19 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_folder_is_refused_in_one_line_that_says_why(folders, tmp_path, name):
-    folder, (spoil, why) = shutil.copytree(folders["unet"], tmp_path / "model"), BAD[name]
+def test_a_bad_folder_is_refused_in_one_line_that_says_why(places, tmp_path, name):
+    folder, (spoil, why) = shutil.copytree(places["unet"], tmp_path / "model"), BAD[name]
     spoil(folder)
-    with pytest.raises(latent_files.ModelError) as error:
-        latent_files.load(folder)
+    with pytest.raises(InputError) as error:
+        folders.load(folder)
     assert why in str(error.value)
     assert str(folder) in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_a_hub_id_is_answered_with_the_command_that_fetches_it():
-    with pytest.raises(latent_files.ModelError) as error:
-        latent_files.load("PixArt-alpha/PixArt-XL-2-512x512")
+    with pytest.raises(InputError) as error:
+        folders.load("PixArt-alpha/PixArt-XL-2-512x512")
     assert "huggingface-cli download PixArt-alpha/PixArt-XL-2-512x512 --local-dir models/PixArt-XL-2-512x512" in str(
         error.value
     )
@@ -181,6 +178,6 @@ def test_a_hub_id_is_answered_with_the_command_that_fetches_it():
 
 def test_parts_are_checked():
     with pytest.raises(ValueError, match="unknown part 'unet': denoiser, vae, text"):
-        latent_files.load("x", parts=["unet"])
+        folders.load("x", parts=["unet"])
     with pytest.raises(ValueError, match="name the part 'denoiser' too"):
-        latent_files.load("x", parts=["vae"])
+        folders.load("x", parts=["vae"])

@@ -11,7 +11,7 @@ from dipp_core.method.divergences import pseudo_huber
 from dipp_core.method.generator import OneStepGenerator, trainable_copy
 from dipp_core.method.schedule import sigma_power_weight, uniform_index_time
 from dipp_core.method.staged import frozen
-from dipp_core.models import latent_files, lora, miniature, starts
+from dipp_core.models import folders, lora, miniature
 from dipp_core.worlds import shapes
 
 TARGETS = {"unet": ("attention", "ff", "convs"), "dit": ("attention", "ff", "proj_out")}
@@ -22,7 +22,7 @@ def rng(seed=0):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def places(tmp_path_factory):
     root, words = tmp_path_factory.mktemp("models"), shapes.vocabulary()
     return {kind: miniature.build(root / kind, kind, words=words, size="tiny") for kind in miniature.KINDS}
 
@@ -33,9 +33,9 @@ def kind(request):
 
 
 @pytest.fixture
-def world(folders, kind):
+def world(places, kind):
     """A world of its own for every test: adapters hook into its denoiser."""
-    return latent_files.load(folders[kind])
+    return folders.load(places[kind])
 
 
 @pytest.fixture
@@ -133,8 +133,8 @@ def test_merging_gives_a_whole_denoiser_and_an_ordinary_pipeline(world, kind, in
     assert not {p.data_ptr() for p in whole.parameters()} & {p.data_ptr() for p in world.denoiser.parameters()}
     assert not any(layer._forward_hooks for layer in whole.modules())
     one_step = world.generator(400, gen)
-    exported = latent_files.export(tmp_path / "out", world, starts.rebuilt(one_step, whole))
-    again = latent_files.load(exported).generator(400)
+    exported = folders.export(tmp_path / "out", world, folders.rebuilt(one_step, whole))
+    again = folders.load(exported).generator(400)
     z, _, cond = inputs
     torch.testing.assert_close(again(z, cond), one_step(z, cond), rtol=1e-4, atol=1e-4)
 
@@ -153,11 +153,11 @@ def test_peft_computes_the_same_from_the_same_adapters(world, kind, inputs):
 
 
 @pytest.mark.parametrize("method", ["dipp", "distar_in"])
-def test_a_step_of_algorithm_1_equals_that_of_roles_with_bases_of_their_own(folders, kind, method):
+def test_a_step_of_algorithm_1_equals_that_of_roles_with_bases_of_their_own(places, kind, method):
     """The same adapters, the same draws: on one shared base, with checkpointing, and on three separate ones."""
     found = []
     for shared in (True, False):
-        worlds = [latent_files.load(folders[kind]) for _ in range(1 if shared else 3)]
+        worlds = [folders.load(places[kind]) for _ in range(1 if shared else 3)]
         bases = [lora.SharedBase(world.denoiser, targets=TARGETS[kind]) for world in worlds]
         for base in bases[: 1 if shared else 0]:
             base.recompute()
@@ -198,8 +198,8 @@ def test_a_step_of_algorithm_1_equals_that_of_roles_with_bases_of_their_own(fold
         torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-5)
 
 
-def test_adapters_stay_in_float32_on_a_base_in_bfloat16(folders, kind):
-    world = latent_files.load(folders[kind], dtype=torch.bfloat16)
+def test_adapters_stay_in_float32_on_a_base_in_bfloat16(places, kind):
+    world = folders.load(places[kind], dtype=torch.bfloat16)
     gen, ta = roles(world, kind)
     assert {parameter.dtype for parameter in gen.parameters()} == {torch.float32}
     cond = world.prompts(["a red circle"]).rows(torch.zeros(1, dtype=torch.long))
@@ -219,8 +219,8 @@ def test_adapters_stay_in_float32_on_a_base_in_bfloat16(folders, kind):
     ("targets", "rank", "words"),
     [(("nowhere",), 4, "is called 'nowhere'"), (("norm1",), 4, "takes no adapter"), (("attention",), 0, "at least 1")],
 )
-def test_what_cannot_be_adapted_is_one_line(folders, targets, rank, words):
-    world = latent_files.load(folders["dit"], parts=("denoiser",))
+def test_what_cannot_be_adapted_is_one_line(places, targets, rank, words):
+    world = folders.load(places["dit"], parts=("denoiser",))
     with pytest.raises(ValueError, match=words) as caught:
         lora.Adapted(lora.SharedBase(world.denoiser, targets=targets), rank=rank)
     assert "\n" not in str(caught.value)

@@ -1,13 +1,15 @@
 """Switches that save memory: the same numbers and gradients with as without, another decoder only where asked."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 from diffusers import AutoencoderTiny
 
+from dipp_core.files import InputError
 from dipp_core.method.generator import trainable_copy
-from dipp_core.models import latent_files, memory, miniature
+from dipp_core.models import folders, lora, miniature
 from dipp_core.worlds import shapes
 
 
@@ -18,7 +20,7 @@ def rng(seed=0):
 @pytest.fixture(scope="module", params=miniature.KINDS)
 def world(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / request.param
-    return latent_files.load(miniature.build(folder, request.param, words=shapes.vocabulary(), size="tiny"))
+    return folders.load(miniature.build(folder, request.param, words=shapes.vocabulary(), size="tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def test_a_denoiser_that_recomputes_learns_from_the_same_gradients(world):
     cond = world.prompts(["a red circle", "a blue cross"]).rows(torch.arange(2))
     xt, t = torch.randn(2, *world.z_shape, generator=rng()), torch.tensor([0.2, 0.8])
     grads = []
-    for switch in (lambda denoiser: denoiser, memory.recompute_denoiser):
+    for switch in (lambda denoiser: denoiser, lora.recompute_denoiser):
         network = trainable_copy(switch(copy.deepcopy(world.denoiser)))
         network(xt, t, cond).square().sum().backward()
         grads.append([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
@@ -47,9 +49,9 @@ def test_a_denoiser_that_recomputes_learns_from_the_same_gradients(world):
 
 def test_a_decoder_that_recomputes_gives_the_same_pictures_and_gradients(world):
     found = []
-    for vae in (world.vae, memory.recompute_vae(copy.deepcopy(world.vae))):
+    for vae in (world.vae, lora.recompute_vae(copy.deepcopy(world.vae))):
         z = torch.randn(3, *world.z_shape, generator=rng()).requires_grad_()
-        images = memory.seen_through(world, vae).decode(z)
+        images = dataclasses.replace(world, vae=vae).decode(z)
         (grad,) = torch.autograd.grad(images.square().sum(), z)
         found.append((images, grad))
     for one, other in zip(*found, strict=True):
@@ -57,7 +59,7 @@ def test_a_decoder_that_recomputes_gives_the_same_pictures_and_gradients(world):
 
 
 def test_a_tiny_decoder_is_seen_by_the_reward_alone(world, tiny):
-    seen = memory.seen_through(world, memory.recompute_vae(memory.tiny_decoder(tiny, dtype=torch.float32)))
+    seen = dataclasses.replace(world, vae=lora.recompute_vae(folders.tiny_decoder(tiny, dtype=torch.float32)))
     prompts = world.prompts(["a red circle", "a blue cross"])
     z = (0.3 * torch.randn(2, *world.z_shape, generator=rng())).requires_grad_()
     values = seen.reward(lambda images, texts: images.mean((1, 2, 3)), prompts)(z, prompts.rows(torch.arange(2)))
@@ -74,8 +76,8 @@ def test_what_is_no_tiny_decoder_is_one_line(world, tiny, tmp_path):
     (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderTiny"}')
     cases = [(tmp_path / "none", "is missing"), (tmp_path, "no weights"), (f"{world.source}/vae", "fetches one")]
     for folder, words in cases:
-        with pytest.raises(latent_files.ModelError, match=words) as caught:
-            memory.tiny_decoder(folder, dtype=torch.float32)
+        with pytest.raises(InputError, match=words) as caught:
+            folders.tiny_decoder(folder, dtype=torch.float32)
         assert "\n" not in str(caught.value)
 
 
@@ -87,9 +89,9 @@ def test_chunks_of_a_batch_give_the_gradient_of_the_whole(world, rows):
     """To the weights and to what goes in, of a generator that recomputes its blocks as well."""
     cond = world.prompts(["a red circle", "a blue cross", "a green square"] * 2).rows(torch.arange(6))
     z = torch.randn(6, *world.z_shape, generator=rng(), dtype=torch.float64, requires_grad=True)
-    gen = world.generator(500, memory.recompute_denoiser(copy.deepcopy(world.denoiser))).double()
+    gen = world.generator(500, lora.recompute_denoiser(copy.deepcopy(world.denoiser))).double()
     found = []
-    for call in (gen, memory.in_chunks(gen, rows)):
+    for call in (gen, lora.in_chunks(gen, rows)):
         out = call(z, cond)
         found.append([out, *torch.autograd.grad(out.square().mean(), [z, *gen.parameters()])])
     for one, other in zip(*found, strict=True):
@@ -104,7 +106,7 @@ def test_of_chunks_one_lives_at_a_time():
         kept.append(tensor.numel())
         return tensor
 
-    for call in (network, memory.in_chunks(network, 2)):
+    for call in (network, lora.in_chunks(network, 2)):
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             call(torch.randn(64, 4))
@@ -113,9 +115,9 @@ def test_of_chunks_one_lives_at_a_time():
 
 
 def test_chunks_are_left_out_where_they_are_none():
-    assert memory.in_chunks(None, 2) is None
-    assert memory.in_chunks(len, 0) is len
-    reward = memory.in_chunks(lambda x0, cond: x0.mean(1) + cond["prompt"], 2)
+    assert lora.in_chunks(None, 2) is None
+    assert lora.in_chunks(len, 0) is len
+    reward = lora.in_chunks(lambda x0, cond: x0.mean(1) + cond["prompt"], 2)
     x0 = torch.randn(5, 3)
     with torch.no_grad():
         assert torch.allclose(reward(x0, {"prompt": torch.arange(5)}), x0.mean(1) + torch.arange(5))

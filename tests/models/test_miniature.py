@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dipp_core.method.schedule import vp_discrete
-from dipp_core.models import miniature, miniature_text, miniature_training
+from dipp_core.models import miniature
 from dipp_core.worlds import shapes
 
 
@@ -20,18 +20,18 @@ def pictures():
 
 
 def test_every_word_becomes_one_piece_and_the_merges_are_a_function_of_the_words():
-    merges = miniature_text.byte_pairs(["red", "green", "on", "onion"])
-    assert merges == miniature_text.byte_pairs(["onion", "on", "green", "red", "red"])
+    merges = miniature.byte_pairs(["red", "green", "on", "onion"])
+    assert merges == miniature.byte_pairs(["onion", "on", "green", "red", "red"])
     for word in ("red", "green", "on", "onion"):
         pieces = [*word[:-1], word[-1] + "</w>"]
         for pair in merges:
-            pieces = miniature_text._merged(pieces, pair)
+            pieces = miniature._merged(pieces, pair)
         assert pieces == [word + "</w>"]
 
 
 def test_both_tokenizers_know_the_words_and_spell_the_others():
     words = ["a", "red", "circle"]
-    clip, t5 = miniature_text.clip_tokenizer(words), miniature_text.t5_tokenizer(words)
+    clip, t5 = miniature.clip_tokenizer(words), miniature.t5_tokenizer(words)
     assert clip.tokenize("a red circle") == ["a</w>", "red</w>", "circle</w>"]
     assert clip.tokenize("reddish") == ["re", "d", "d", "i", "s", "h</w>"]
     assert t5.tokenize("a red circle") == ["▁a", "▁red", "▁circle"]
@@ -49,18 +49,18 @@ def test_an_unknown_kind_is_refused():
 
 def test_scaled_latents_have_unit_variance(pictures):
     vae = miniature.new_vae("tiny", seed=0)
-    factor = miniature_training.fit_scaling(vae, pictures)
+    factor = miniature.fit_scaling(vae, pictures)
     assert vae.config.scaling_factor == factor
     assert (factor * vae.encode(2 * pictures - 1).latent_dist.mean).std().item() == pytest.approx(1, rel=1e-5)
 
 
 def test_the_loss_of_the_vae_reaches_all_of_it_and_depends_only_on_its_generator(pictures):
     vae = miniature.new_vae("tiny", seed=0)
-    loss = miniature_training.vae_loss(vae, pictures[:4], kl_weight=1.0, generator=rng())
+    loss = miniature.vae_loss(vae, pictures[:4], kl_weight=1.0, generator=rng())
     loss.backward()
     assert all(parameter.grad is not None for parameter in vae.parameters())
-    assert torch.equal(loss, miniature_training.vae_loss(vae, pictures[:4], kl_weight=1.0, generator=rng()))
-    more = miniature_training.vae_loss(vae, pictures[:4], kl_weight=3.0, generator=rng())
+    assert torch.equal(loss, miniature.vae_loss(vae, pictures[:4], kl_weight=1.0, generator=rng()))
+    more = miniature.vae_loss(vae, pictures[:4], kl_weight=3.0, generator=rng())
     kl = vae.encode(2 * pictures[:4] - 1).latent_dist.kl().mean()
     assert (more - loss).item() == pytest.approx(2 * kl.item() / (3 * 32 * 32), rel=1e-3)
 
@@ -68,16 +68,16 @@ def test_the_loss_of_the_vae_reaches_all_of_it_and_depends_only_on_its_generator
 def test_the_contrastive_loss_in_closed_form():
     """Features that say nothing: log B. Those that say all, two pictures a text: the entropy of the target, log 2."""
     nothing, each = torch.ones(4, 8), torch.eye(4, dtype=torch.bool)
-    assert miniature_training.contrastive_loss(nothing, nothing, each).item() == pytest.approx(math.log(4), rel=1e-5)
+    assert miniature.contrastive_loss(nothing, nothing, each).item() == pytest.approx(math.log(4), rel=1e-5)
     pairs = torch.eye(2, 8).repeat_interleave(2, dim=0)
     same = (pairs @ pairs.T).bool()
-    found = miniature_training.contrastive_loss(pairs, pairs, same, temperature=0.01)
+    found = miniature.contrastive_loss(pairs, pairs, same, temperature=0.01)
     assert found.item() == pytest.approx(math.log(2), rel=1e-5)
 
 
 def test_late_times_have_a_density_proportional_to_t():
     schedule = vp_discrete(miniature.new_scheduler().alphas_cumprod)
-    law = miniature_training.late_index_time(schedule)
+    law = miniature.late_index_time(schedule)
     index = schedule.index_of_time(law((50_000,), generator=rng()))
     assert index.min() >= 0
     assert index.max() == 999

@@ -7,14 +7,14 @@ import shutil
 import signal
 
 import pytest
+import tiny_sdxl
 import torch
 
+from dipp_core.files import InputError
 from dipp_core.method.schedule import uniform_index_time
-from dipp_core.models import latent_files, miniature, prompt_files, prompt_store, sdxl, starts
-from dipp_core.models.known_starts import TIMES_SIGMA
-from dipp_core.models.prompt_files import PromptFileError
-from dipp_core.models.prompt_store import StoredPrompts, stored_prompts
-from dipp_core.models.prompts import Prompts, encode_prompts
+from dipp_core.models import folders, miniature, prompts
+from dipp_core.models.folders import TIMES_SIGMA
+from dipp_core.models.prompts import Prompts, StoredPrompts, encode_prompts, stored_prompts
 from dipp_core.worlds import shapes
 
 KINDS = ("unet", "dit", "t5", "sdxl")
@@ -22,17 +22,17 @@ TEXTS = [*shapes.captions(shapes.split("validation"))[:20], "a red circle", "a r
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def places(tmp_path_factory):
     """A tiny folder of each kind."""
     root, words = tmp_path_factory.mktemp("models"), shapes.vocabulary()
     found = {kind: miniature.build(root / kind, kind, words=words, size="tiny") for kind in miniature.KINDS}
     found["t5"] = miniature.build(root / "t5", "dit", words=words, size="tiny", encoder="t5")
-    return found | {"sdxl": sdxl.build(root / "sdxl", words=words)}
+    return found | {"sdxl": tiny_sdxl.build(root / "sdxl", words=words)}
 
 
 def encoder(folder, dtype=torch.float32):
     index = json.loads((folder / "model_index.json").read_text())
-    return latent_files.read_text(folder, index, dtype=dtype, device="cpu")
+    return folders.read_text(folder, index, dtype=dtype, device="cpu")
 
 
 def store(cache, folder, texts=TEXTS, *, loaded=None, **options):
@@ -65,9 +65,9 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_gives_what_the_table_gives_draw_for_draw(folders, tmp_path, kind):
-    ours = store(tmp_path, folders[kind], batch=64)  # batches of one size, so that not even rounding differs
-    theirs = encode_prompts(encoder(folders[kind]), TEXTS)
+def test_it_gives_what_the_table_gives_draw_for_draw(places, tmp_path, kind):
+    ours = store(tmp_path, places[kind], batch=64)  # batches of one size, so that not even rounding differs
+    theirs = encode_prompts(encoder(places[kind]), TEXTS)
     assert len(ours) == len(theirs)
     assert isinstance(ours, Prompts)
     same(ours.null_cond, theirs.null_cond)
@@ -83,32 +83,32 @@ def test_it_gives_what_the_table_gives_draw_for_draw(folders, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_read_is_what_was_encoded_bit_for_bit(folders, tmp_path, kind):
+def test_what_is_read_is_what_was_encoded_bit_for_bit(places, tmp_path, kind):
     """Of a prompt under a mask only the tokens that it has are on the disk; padded again they are the same."""
-    text = encoder(folders[kind])
+    text = encoder(places[kind])
     texts = list(dict.fromkeys(TEXTS))[:7]
-    found = store(tmp_path, folders[kind], texts, batch=7).rows(torch.arange(7))
+    found = store(tmp_path, places[kind], texts, batch=7).rows(torch.arange(7))
     same({name: found[name] for name in found if name != "prompt"}, text.encode_batch(texts))
 
 
-def test_a_file_holds_the_tokens_that_a_prompt_has_and_its_size_is_known_before(folders, tmp_path):
+def test_a_file_holds_the_tokens_that_a_prompt_has_and_its_size_is_known_before(places, tmp_path):
     said, texts = [], list(dict.fromkeys(TEXTS))
-    found = store(tmp_path, folders["t5"], texts, shard=12, say=said.append)
-    text = encoder(folders["t5"])
+    found = store(tmp_path, places["t5"], texts, shard=12, say=said.append)
+    text = encoder(places["t5"])
     tokens = sum(len(text.tokenizer(one.lower().strip()).input_ids) for one in texts)
     values = tokens * text.encoder.config.d_model * 4
     assert len(found.files) == 2
     size = sum(file.stat().st_size for file in found.files)
     assert values < size < values + 40 * len(texts) + 1000
     assert size < 0.2 * len(texts) * 120 * text.encoder.config.d_model * 4
-    assert prompt_store.estimate(text, texts, found.null) == pytest.approx(size, rel=0.1)
+    assert prompts.estimate(text, texts, found.null) == pytest.approx(size, rel=0.1)
     assert said == ["encoding 23 prompts, about 0.00 GB on the disk"]
-    assert prompt_store.guessed_tokens(texts) * len(texts) > tokens
+    assert prompts.guessed_tokens(texts) * len(texts) > tokens
 
 
-def test_half_the_bytes_in_bfloat16_and_any_dtype_on_the_way_out(folders, tmp_path):
-    full = store(tmp_path, folders["unet"])
-    half = store(tmp_path, folders["unet"], kept=torch.bfloat16)
+def test_half_the_bytes_in_bfloat16_and_any_dtype_on_the_way_out(places, tmp_path):
+    full = store(tmp_path, places["unet"])
+    half = store(tmp_path, places["unet"], kept=torch.bfloat16)
     assert half.files[0].parent != full.files[0].parent
     assert half.files[0].stat().st_size < 0.6 * full.files[0].stat().st_size
     one, other = (table.rows(torch.tensor([3, -1]))["tokens"] for table in (half, full))
@@ -117,19 +117,19 @@ def test_half_the_bytes_in_bfloat16_and_any_dtype_on_the_way_out(folders, tmp_pa
     assert half.to("cpu").null_cond["tokens"].dtype == torch.bfloat16
 
 
-def test_networks_may_be_on_another_device_than_what_draws(folders, tmp_path):
+def test_networks_may_be_on_another_device_than_what_draws(places, tmp_path):
     """Noise, times and prompts are drawn on the CPU; torch's meta device, like a GPU, refuses to mix with it."""
     with pytest.raises(RuntimeError, match="device"):
         torch.ones(2, device="meta") + torch.ones(2)
     for kind in ("unet", "t5", "sdxl"):
-        world = latent_files.load(folders[kind], parts=("denoiser", "vae"), device="meta", dtype=torch.bfloat16)
-        prompts = store(tmp_path, folders[kind]).to("meta")
+        world = folders.load(places[kind], parts=("denoiser", "vae"), device="meta", dtype=torch.bfloat16)
+        prompts = store(tmp_path, places[kind]).to("meta")
         cond = prompts.draw((3,), rng(), drop=0.5)
         assert {leaf.device.type for leaf in [*cond.values(), *prompts.null_cond.values()]} == {"meta"}
         z = torch.randn(3, *world.z_shape, generator=rng()).to("meta")
         t = uniform_index_time(world.schedule, 20, 980)((3,), generator=rng(), device=z.device)
         x0 = world.sample(z, cond, steps=2, alpha_cfg=1.0, null_cond=prompts.null_cond)
-        made = starts.converted(world.generator(399), TIMES_SIGMA)(z, cond)
+        made = folders.converted(world.generator(399), TIMES_SIGMA)(z, cond)
         found = [x0, made, world.score()(z, t, cond), world.decode(x0), world.encode(world.decode(made))]
         assert {(tensor.device.type, tensor.dtype) for tensor in found[:4]} == {("meta", torch.float32)}
 
@@ -137,50 +137,50 @@ def test_networks_may_be_on_another_device_than_what_draws(folders, tmp_path):
 # ---------------------------------------------------------------------------------------------------- encoded once
 
 
-def test_what_was_encoded_is_never_encoded_again(folders, tmp_path, monkeypatch):
+def test_what_was_encoded_is_never_encoded_again(places, tmp_path, monkeypatch):
     loaded, encoded = [], []
-    store(tmp_path, folders["unet"], TEXTS[:10], loaded=loaded)
-    real = latent_files.TextEncoder.encode_batch
+    store(tmp_path, places["unet"], TEXTS[:10], loaded=loaded)
+    real = folders.TextEncoder.encode_batch
     monkeypatch.setattr(
-        latent_files.TextEncoder, "encode_batch", lambda self, texts: encoded.extend(texts) or real(self, texts)
+        folders.TextEncoder, "encode_batch", lambda self, texts: encoded.extend(texts) or real(self, texts)
     )
-    store(tmp_path, folders["unet"], TEXTS[5:10][::-1], loaded=loaded)  # another list of known ones
+    store(tmp_path, places["unet"], TEXTS[5:10][::-1], loaded=loaded)  # another list of known ones
     assert loaded == [1]
-    store(tmp_path, folders["unet"], TEXTS, loaded=loaded)
+    store(tmp_path, places["unet"], TEXTS, loaded=loaded)
     assert loaded == [1, 1]
     assert sorted(encoded) == sorted(set(TEXTS[10:]))  # each once
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no prompts were given"):
-        store(tmp_path, folders["unet"], [])
+        store(tmp_path, places["unet"], [])
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda f: latent_files.write_other_weight(f),
+        lambda f: folders.write_other_weight(f),
         lambda f: (f / "tokenizer/vocab.json").write_text((f / "tokenizer/vocab.json").read_text() + " "),
         lambda f: _indexed(f, _class_name="StableDiffusionXLPipeline"),
     ],
     ids=["weights", "tokenizer", "masking rule"],
 )
-def test_another_encoder_has_another_place(folders, tmp_path, monkeypatch, change):
-    monkeypatch.setattr(latent_files, "write_other_weight", _another_weight, raising=False)
-    place = shutil.copytree(folders["dit"], tmp_path / "model")
+def test_another_encoder_has_another_place(places, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(folders, "write_other_weight", _another_weight, raising=False)
+    place = shutil.copytree(places["dit"], tmp_path / "model")
     how = {"dtype": torch.float32, "kept": torch.float32}
-    before = prompt_files.identity(place, **how)
-    assert before == prompt_files.identity(folders["dit"], **how)
-    assert before != prompt_files.identity(place, **how | {"dtype": torch.bfloat16})
+    before = prompts.identity(place, **how)
+    assert before == prompts.identity(places["dit"], **how)
+    assert before != prompts.identity(place, **how | {"dtype": torch.bfloat16})
     change(place)
-    assert prompt_files.identity(place, **how) != before
+    assert prompts.identity(place, **how) != before
 
 
 def test_a_large_file_is_told_from_another_of_its_size_by_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr(prompt_files, "WHOLE", 1000)
+    monkeypatch.setattr(prompts, "WHOLE", 1000)
     one, other = bytearray(3 * 2**20), bytearray(3 * 2**20)
     other[2**21 : 2**21 + 2**14] = b"\1" * 2**14  # a fine-tuned encoder differs everywhere, not in one place
     for name, content in (("one", one), ("other", other)):
         (tmp_path / name).write_bytes(content)
-    assert prompt_files._looked_at(tmp_path / "one") != prompt_files._looked_at(tmp_path / "other")
+    assert prompts._looked_at(tmp_path / "one") != prompts._looked_at(tmp_path / "other")
 
 
 def _another_weight(folder):
@@ -221,18 +221,18 @@ def forked(function, *args):
     return process
 
 
-def test_a_killed_process_loses_the_file_it_was_writing_and_nothing_else(folders, tmp_path):
-    process = forked(killed_in_the_third_file, tmp_path, folders["dit"])
+def test_a_killed_process_loses_the_file_it_was_writing_and_nothing_else(places, tmp_path):
+    process = forked(killed_in_the_third_file, tmp_path, places["dit"])
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     (place,) = tmp_path.iterdir()
     assert len(list(place.glob("prompts-*.safetensors"))) == 2
     assert len(list(place.glob("*.part"))) == 1
     said = []
-    ours = store(tmp_path, folders["dit"], say=said.append)
+    ours = store(tmp_path, places["dit"], say=said.append)
     assert said[0].startswith("encoding 9 prompts")  # 23 different ones, less twice seven
     assert not list(place.glob("*.part"))
-    theirs = encode_prompts(encoder(folders["dit"]), TEXTS)
+    theirs = encode_prompts(encoder(places["dit"]), TEXTS)
     torch.testing.assert_close(ours.rows(torch.arange(24))["tokens"], theirs.leaves["tokens"], rtol=1e-5, atol=1e-5)
 
 
@@ -242,7 +242,7 @@ def overlapping(cache, folder, start):
 
 
 @pytest.mark.parametrize("locks", [True, False], ids=["with locks", "on a disk without locks"])
-def test_two_processes_at_once_do_no_harm(folders, tmp_path, monkeypatch, locks):
+def test_two_processes_at_once_do_no_harm(places, tmp_path, monkeypatch, locks):
     if not locks:
         import fcntl
 
@@ -250,12 +250,12 @@ def test_two_processes_at_once_do_no_harm(folders, tmp_path, monkeypatch, locks)
             raise OSError("no locks available")
 
         monkeypatch.setattr(fcntl, "flock", refuse)
-    both = [forked(overlapping, tmp_path, folders["unet"], start) for start in (0, 8)]
+    both = [forked(overlapping, tmp_path, places["unet"], start) for start in (0, 8)]
     for process in both:
         process.join(60)
     assert [process.exitcode for process in both] == [0, 0]
-    ours = stored_prompts(tmp_path, folders["unet"], TEXTS, load_encoder=never, dtype=torch.float32)
-    theirs = encode_prompts(encoder(folders["unet"]), TEXTS)
+    ours = stored_prompts(tmp_path, places["unet"], TEXTS, load_encoder=never, dtype=torch.float32)
+    theirs = encode_prompts(encoder(places["unet"]), TEXTS)
     torch.testing.assert_close(ours.rows(torch.arange(24))["tokens"], theirs.leaves["tokens"], rtol=1e-5, atol=1e-5)
     if locks:
         assert sum(len(table) for table in _keys(ours)) == 23  # the second process waited, and found most of it done
@@ -291,34 +291,34 @@ def flipped(path):
     [(cut, "is no whole file"), (emptied, "is no whole file"), (flipped, "is damaged")],
     ids=["truncated", "empty", "one bit"],
 )
-def test_a_bad_file_is_one_line_and_cured_by_deleting_it(folders, tmp_path, harm, words):
-    path = store(tmp_path, folders["unet"]).files[0]
-    prompt_files._opened.cache_clear()
+def test_a_bad_file_is_one_line_and_cured_by_deleting_it(places, tmp_path, harm, words):
+    path = store(tmp_path, places["unet"]).files[0]
+    prompts._opened.cache_clear()
     harm(path)
-    with pytest.raises(PromptFileError, match=words) as caught:
-        store(tmp_path, folders["unet"]).rows(torch.arange(24))
+    with pytest.raises(InputError, match=words) as caught:
+        store(tmp_path, places["unet"]).rows(torch.arange(24))
     assert "\n" not in str(caught.value)
     assert f"{path}" in str(caught.value)
     assert "delete it and start again" in str(caught.value)
     path.unlink()
-    prompt_files._opened.cache_clear()
-    store(tmp_path, folders["unet"]).rows(torch.arange(24))
+    prompts._opened.cache_clear()
+    store(tmp_path, places["unet"]).rows(torch.arange(24))
 
 
-def test_other_flaws_are_one_line_too(folders, tmp_path, monkeypatch):
+def test_other_flaws_are_one_line_too(places, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     flaws = {
-        "cannot be made": lambda: store(tmp_path / "file", folders["unet"]),
-        "GB are free": lambda: _without_room(monkeypatch, lambda: store(tmp_path / "full", folders["unet"])),
-        "cannot be written": lambda: _without_disk(monkeypatch, lambda: store(tmp_path / "off", folders["unet"])),
+        "cannot be made": lambda: store(tmp_path / "file", places["unet"]),
+        "GB are free": lambda: _without_room(monkeypatch, lambda: store(tmp_path / "full", places["unet"])),
+        "cannot be written": lambda: _without_disk(monkeypatch, lambda: store(tmp_path / "off", places["unet"])),
     }
     for words, act in flaws.items():
-        with pytest.raises(PromptFileError, match=words) as caught:
+        with pytest.raises(InputError, match=words) as caught:
             act()
         assert "\n" not in str(caught.value)
     assert not list((tmp_path / "off").rglob("*.part"))
-    with pytest.raises(latent_files.ModelError, match=r"text_encoder/config\.json is missing"):
-        store(tmp_path, shutil.copytree(folders["unet"], tmp_path / "m", ignore=lambda *_: ["text_encoder"]))
+    with pytest.raises(InputError, match=r"text_encoder/config\.json is missing"):
+        store(tmp_path, shutil.copytree(places["unet"], tmp_path / "m", ignore=lambda *_: ["text_encoder"]))
 
 
 def _without_room(monkeypatch, act):
@@ -338,13 +338,13 @@ def _without_disk(monkeypatch, act):
 
 def test_padding_in_front_is_refused(tmp_path):
     leaves = {"tokens": torch.ones(1, 3, 2), "mask": torch.tensor([[0, 1, 1]])}
-    with pytest.raises(PromptFileError, match="pads in front"):
-        prompt_files.write_shard(tmp_path, ["a"], leaves)
+    with pytest.raises(InputError, match="pads in front"):
+        prompts.write_shard(tmp_path, ["a"], leaves)
 
 
-def test_a_row_costs_a_read_of_that_row(folders, tmp_path):
+def test_a_row_costs_a_read_of_that_row(places, tmp_path):
     """Files are mapped, not read: a store of many prompts opens without their content."""
-    found = store(tmp_path, folders["unet"], shard=256)
+    found = store(tmp_path, places["unet"], shard=256)
     assert isinstance(found, StoredPrompts)
     assert found.places.dtype == "int32"
     assert found.places.nbytes == 8 * len(TEXTS)

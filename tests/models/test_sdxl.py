@@ -5,13 +5,15 @@ import shutil
 
 import diffusers
 import pytest
+import tiny_sdxl
 import torch
 
+from dipp_core.files import InputError
 from dipp_core.method.algorithm import align, preset
 from dipp_core.method.divergences import pseudo_huber
 from dipp_core.method.generator import trainable_copy
 from dipp_core.method.schedule import sigma_power_weight, uniform_index_time
-from dipp_core.models import latent_files, lora, sdxl
+from dipp_core.models import folders, lora
 from dipp_core.worlds import shapes
 
 PROMPTS = ("a large red circle on a white background", "a shiny small blue cross on a pink background")
@@ -23,12 +25,12 @@ def rng(seed=0):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return sdxl.build(tmp_path_factory.mktemp("models") / "sdxl", words=shapes.vocabulary())
+    return tiny_sdxl.build(tmp_path_factory.mktemp("models") / "sdxl", words=shapes.vocabulary())
 
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return latent_files.load(folder)
+    return folders.load(folder)
 
 
 def pipeline(folder):
@@ -47,7 +49,7 @@ def test_prompts_are_encoded_as_the_pipeline_does(folder, tmp_path, zero_null):
     place = shutil.copytree(folder, tmp_path / "model")
     index = json.loads((place / "model_index.json").read_text())
     (place / "model_index.json").write_text(json.dumps(index | {"force_zeros_for_empty_prompt": zero_null}))
-    model, theirs = latent_files.load(place), pipeline(place)
+    model, theirs = folders.load(place), pipeline(place)
     tokens, null_tokens, pooled, null_pooled = theirs.encode_prompt(list(PROMPTS), device="cpu")
     found = model.prompts([*PROMPTS, ""])
     cond = found.rows(torch.arange(2))
@@ -88,7 +90,7 @@ def test_an_exported_generator_is_an_ordinary_pipeline(model, tmp_path, scale):
         for parameter in gen.parameters():
             parameter += 0.02 * torch.randn(parameter.shape, generator=rng(1))
         ours = gen(z, prompts.rows(torch.arange(2)))
-    theirs = pipeline(latent_files.export(tmp_path / "out", model, gen))
+    theirs = pipeline(folders.export(tmp_path / "out", model, gen))
     assert isinstance(theirs.scheduler, diffusers.LCMScheduler)
     assert theirs.config.force_zeros_for_empty_prompt is True
     step = {"num_inference_steps": 1, "timesteps": [399], "guidance_scale": scale, "latents": z}
@@ -116,7 +118,7 @@ def test_the_loop_of_the_method_runs_on_it(model, roles):
     """Two steps of DI* with guidance, LoRA roles or whole networks."""
     prompts, network = model.prompts(PROMPTS), model.denoiser
     if roles == "lora":
-        base = lora.SharedBase(latent_files.load(model.source, parts=("denoiser",)).denoiser)
+        base = lora.SharedBase(folders.load(model.source, parts=("denoiser",)).denoiser)
         base.recompute()
         network = lora.Adapted(base, rank=2)
     gen, ta = model.generator(399, network), trainable_copy(network)
@@ -155,8 +157,8 @@ def test_the_loop_of_the_method_runs_on_it(model, roles):
 def test_a_flaw_is_one_line(folder, tmp_path, flaw, words):
     place = shutil.copytree(folder, tmp_path / "model")
     flaw(place)
-    with pytest.raises(latent_files.ModelError, match=words) as caught:
-        latent_files.load(place)
+    with pytest.raises(InputError, match=words) as caught:
+        folders.load(place)
     assert "\n" not in str(caught.value)
 
 

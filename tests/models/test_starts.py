@@ -5,12 +5,13 @@ import shutil
 
 import diffusers
 import pytest
+import tiny_sdxl
 import torch
 from safetensors.torch import save_file
 
-from dipp_core.models import known_starts, latent_files, lora, miniature, public, sdxl, starts
-from dipp_core.models.known_starts import AS_IT_IS, STARTS, TIMES_SIGMA
-from dipp_core.models.latent_files import ModelError
+from dipp_core.files import InputError
+from dipp_core.models import folders, lora, miniature
+from dipp_core.models.folders import AS_IT_IS, STARTS, TIMES_SIGMA
 from dipp_core.worlds import shapes
 
 PROMPTS = ("a large red circle on a white background", "a shiny small blue cross on a pink background")
@@ -23,14 +24,14 @@ def rng(seed=0):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def places(tmp_path_factory):
     """A reference and another model of each kind."""
     root, words = tmp_path_factory.mktemp("models"), shapes.vocabulary()
     for kind in miniature.KINDS:
         for seed, name in enumerate((kind, f"{kind}_start")):
             miniature.build(root / name, kind, words=words, size="tiny", seed=10 * seed)
     for seed, name in enumerate(("sdxl", "sdxl_start")):
-        sdxl.build(root / name, words=words, seed=10 * seed)
+        tiny_sdxl.build(root / name, words=words, seed=10 * seed)
     return root
 
 
@@ -40,8 +41,8 @@ def kind(request):
 
 
 @pytest.fixture(scope="module")
-def world(folders, kind):
-    return latent_files.load(folders / kind)
+def world(places, kind):
+    return folders.load(places / kind)
 
 
 def inputs(world):
@@ -65,15 +66,15 @@ def pipeline(folder):
 
 
 @torch.no_grad()
-def test_noise_added_to_nothing_is_the_rule_of_sid(folders, kind, world):
+def test_noise_added_to_nothing_is_the_rule_of_sid(places, kind, world):
     """x = add_noise(0, z, t*), then the scheduler's own x0: what SiD-LSG's sampler does with one step."""
     z, cond, told = inputs(world)
-    scheduler = diffusers.DDPMScheduler.from_pretrained(folders / kind / "scheduler")
+    scheduler = diffusers.DDPMScheduler.from_pretrained(places / kind / "scheduler")
     t = torch.full((2,), 625)
     x = scheduler.add_noise(torch.zeros_like(z), z, t)
     value = world.denoiser.network(x, timestep=t, **told).sample[:, :4]
     published = scheduler.step(value, 625, x).pred_original_sample
-    gen = starts.converted(world.generator(625), TIMES_SIGMA)
+    gen = folders.converted(world.generator(625), TIMES_SIGMA)
     torch.testing.assert_close(gen(z, cond), published, rtol=1e-4, atol=1e-4)
     assert (world.generator(625)(z, cond) - published).abs().max() > 0.01  # it is not ours
 
@@ -82,67 +83,67 @@ def test_noise_added_to_nothing_is_the_rule_of_sid(folders, kind, world):
 def test_the_same_rule_in_the_words_of_edm(kind, world):
     """D(sigma z, sigma) = sigma z - sigma F(sigma z / sqrt(1 + sigma^2), t) with sigma = 2.5 or so, as in SIM."""
     z, cond, told = inputs(world)
-    index = starts.timestep_of_sigma(world.schedule, 2.5)
+    index = folders.timestep_of_sigma(world.schedule, 2.5)
     assert abs(index - 625) <= 1  # of Stable Diffusion's schedule
     t = world.schedule.time_of_index(index)
     sigma = (world.schedule.sigma(t) / world.schedule.alpha(t)).item()
     assert sigma == pytest.approx(2.5, abs=0.01)
     x = sigma * z
     value = world.denoiser.network(x / (1 + sigma**2) ** 0.5, timestep=torch.full((2,), index), **told).sample[:, :4]
-    gen = starts.converted(world.generator(index), TIMES_SIGMA)
+    gen = folders.converted(world.generator(index), TIMES_SIGMA)
     torch.testing.assert_close(gen(z, cond), x - sigma * value, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
-def test_euler_from_its_largest_sigma_is_the_rule_of_turbo_models(folders, kind, world):
-    theirs = pipeline(folders / kind)
+def test_euler_from_its_largest_sigma_is_the_rule_of_turbo_models(places, kind, world):
+    theirs = pipeline(places / kind)
     theirs.scheduler = diffusers.EulerDiscreteScheduler(**world.noise, timestep_spacing="trailing", steps_offset=1)
     z, cond, _ = inputs(world)
     call = {"num_inference_steps": 1, "guidance_scale": 0.0, "latents": z, "output_type": "latent"} | CALL[kind]
     published = theirs(list(PROMPTS), **call).images
-    gen = starts.converted(world.generator(999), TIMES_SIGMA)
+    gen = folders.converted(world.generator(999), TIMES_SIGMA)
     torch.testing.assert_close(gen(z, cond), published, rtol=1e-3, atol=1e-3)
 
 
 @torch.no_grad()
-def test_the_first_step_of_a_latent_consistency_model_is_our_own_rule(folders, kind, world):
-    theirs = pipeline(folders / kind)
+def test_the_first_step_of_a_latent_consistency_model_is_our_own_rule(places, kind, world):
+    theirs = pipeline(places / kind)
     theirs.scheduler = diffusers.LCMScheduler.from_config(theirs.scheduler.config)
     z, cond, _ = inputs(world)
     call = {"num_inference_steps": 1, "timesteps": [399], "guidance_scale": 0.0, "latents": z, "output_type": "latent"}
     published = theirs(list(PROMPTS), **call, **CALL[kind]).images
-    gen = starts.converted(world.generator(399), AS_IT_IS)
+    gen = folders.converted(world.generator(399), AS_IT_IS)
     torch.testing.assert_close(gen(z, cond), published, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("noise", [AS_IT_IS, TIMES_SIGMA])
 def test_exported_it_is_called_the_same_and_may_start_again(kind, world, tmp_path, noise):
-    gen = starts.converted(world.generator(625), noise)
+    gen = folders.converted(world.generator(625), noise)
     z, cond, _ = inputs(world)
-    folder = starts.export(tmp_path / "out", world, gen)
+    folder = folders.export_start(tmp_path / "out", world, gen)
     call = {"num_inference_steps": 1, "timesteps": [625], "guidance_scale": 1.0, "latents": z, "output_type": "latent"}
     with torch.no_grad():
         ours = gen(z, cond)
         torch.testing.assert_close(
             ours, pipeline(folder)(list(PROMPTS), **call, **CALL[kind]).images, rtol=1e-4, atol=1e-4
         )
-        said, start = [], starts.load(folder, world)
-        again = starts.asked_as_published(start.generator(625), folder, folder, said.append)
+        said, start = [], folders.load_start(folder, world)
+        again = folders.asked_as_published(start.generator(625), folder, folder, said.append)
         assert torch.equal(again(z, cond), ours)
-    assert starts.convention(folder, folder) == (625, noise)
+    assert folders.convention(folder, folder) == (625, noise)
     assert said == []
-    starts.asked_as_published(start.generator(399), folder, folder, said.append)
+    folders.asked_as_published(start.generator(399), folder, folder, said.append)
     assert "was made for t_star = 625; this run asks it at 399" in said[0]
 
 
-def test_a_scaled_generator_learns_and_keeps_its_rule_when_adapters_are_merged(folders):
-    world = latent_files.load(folders / "unet")
+def test_a_scaled_generator_learns_and_keeps_its_rule_when_adapters_are_merged(places):
+    world = folders.load(places / "unet")
     z, cond, _ = inputs(world)
     base = lora.SharedBase(world.denoiser)
-    gen = starts.converted(world.generator(625, lora.Adapted(base, rank=2)), TIMES_SIGMA)
+    gen = folders.converted(world.generator(625, lora.Adapted(base, rank=2)), TIMES_SIGMA)
     gen(z, cond).square().sum().backward()
     assert any(parameter.grad.abs().sum() > 0 for parameter in gen.parameters() if parameter.grad is not None)
-    whole = starts.rebuilt(gen, lora.merged(gen.network))
+    whole = folders.rebuilt(gen, lora.merged(gen.network))
     assert type(whole) is type(gen)
     torch.testing.assert_close(whole(z, cond), gen(z, cond))
 
@@ -163,49 +164,49 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_a_start_gives_the_same_generator(folders, kind, world, tmp_path, form):
-    source = folders / f"{kind}_start"
+def test_every_form_of_a_start_gives_the_same_generator(places, kind, world, tmp_path, form):
+    source = places / f"{kind}_start"
     shutil.copytree(source, tmp_path / f"{kind}_start")
     shutil.copytree(source / bare(source, kind), tmp_path / "part" / bare(source, kind))
-    expected = latent_files.load(source, parts=("denoiser",))
+    expected = folders.load(source, parts=("denoiser",))
     save_file(expected.denoiser.network.state_dict(), tmp_path / "weights.safetensors")
-    path = starts.locate(FORMS[form](tmp_path, kind))
-    start = starts.load(path, world)
+    path = folders.locate_start(FORMS[form](tmp_path, kind))
+    start = folders.load_start(path, world)
     z, cond, _ = inputs(world)
     assert torch.equal(start.generator(399)(z, cond), expected.generator(399)(z, cond))
     assert start.vae is None
-    assert starts.convention(path, path) == (None, AS_IT_IS)
-    half = starts.load(path, world, dtype=torch.bfloat16)
+    assert folders.convention(path, path) == (None, AS_IT_IS)
+    half = folders.load_start(path, world, dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in half.denoiser.parameters()} == {torch.bfloat16}
 
 
-def test_what_a_start_says_of_its_noise_is_taken_and_the_rest_from_the_reference(folders, tmp_path):
-    world = latent_files.load(folders / "unet")
-    folder = shutil.copytree(folders / "unet_start", tmp_path / "start")
+def test_what_a_start_says_of_its_noise_is_taken_and_the_rest_from_the_reference(places, tmp_path):
+    world = folders.load(places / "unet")
+    folder = shutil.copytree(places / "unet_start", tmp_path / "start")
     path = folder / "scheduler/scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "v_prediction", "beta_end": 0.02}))
-    start = starts.load(folder, world)
+    start = folders.load_start(folder, world)
     assert start.prediction_type == "v"
     assert start.noise["beta_end"] == 0.02
     shutil.rmtree(folder / "scheduler")
-    assert starts.load(folder, world).noise == world.noise
+    assert folders.load_start(folder, world).noise == world.noise
 
 
 # ------------------------------------------------------------------------------------------------------------ the flaws
 
 
-def misfit(root, folders):
+def misfit(root, places):
     save_file({"conv_in.weight": torch.zeros(2)}, root / "weights.safetensors")
     return root / "weights.safetensors"
 
 
-def torn(root, folders):
+def torn(root, places):
     (root / "weights.safetensors").write_bytes(b"12345678901234567890")
     return root / "weights.safetensors"
 
 
 def empty_file(name):
-    def make(root, folders):
+    def make(root, places):
         (root / name).write_text("")
         return root / name
 
@@ -213,8 +214,8 @@ def empty_file(name):
 
 
 def folder_with(note):
-    def make(root, folders):
-        folder = shutil.copytree(folders / "unet_start", root / "start")
+    def make(root, places):
+        folder = shutil.copytree(places / "unet_start", root / "start")
         (folder / "one_step.json").write_text(note)
         return folder
 
@@ -222,41 +223,41 @@ def folder_with(note):
 
 
 FLAWS = {
-    "nothing there": (lambda root, folders: "nowhere/at-all", "no hub id with a commit"),
+    "nothing there": (lambda root, places: "nowhere/at-all", "no hub id with a commit"),
     "a pickle": (empty_file("dmd2_sdxl_1step_unet_fp16.bin"), "is a pickle, which is not opened here"),
     "another kind of file": (empty_file("weights.txt"), r"is no \.safetensors file"),
     "a pickle at the hub": (
-        lambda root, folders: "tianweiy/DMD2",
+        lambda root, places: "tianweiy/DMD2",
         r"publishes dmd2_sdxl_1step_unet_fp16\.bin, a pickle, .* weights_only=True",
     ),
-    "another pickle at the hub": (lambda root, folders: "UT-Austin-PML/SiD-LSG", "save_pretrained, and put beside it"),
-    "no commit": (lambda root, folders: "XDG-XHS/distar_long_1step", "give XDG-XHS/distar_long_1step@COMMIT"),
-    "not fetched": (lambda root, folders: "stabilityai/sd-turbo", "huggingface-cli download stabilityai/sd-turbo"),
+    "another pickle at the hub": (lambda root, places: "UT-Austin-PML/SiD-LSG", "save_pretrained, and put beside it"),
+    "no commit": (lambda root, places: "XDG-XHS/distar_long_1step", "give XDG-XHS/distar_long_1step@COMMIT"),
+    "not fetched": (lambda root, places: "stabilityai/sd-turbo", "huggingface-cli download stabilityai/sd-turbo"),
     "other weights": (misfit, "does not fit the UNet2DConditionModel"),
     "half a file": (torn, "is no whole safetensors file"),
-    "a folder of nothing": (lambda root, folders: root, r"config\.json is missing"),
-    "another class": (lambda root, folders: folders / "dit", "its class is PixArtTransformer2DModel"),
-    "another size": (lambda root, folders: folders / "wide", "its width of prompts is 64, not 16"),
-    "another family": (lambda root, folders: folders / "sdxl", "its width of prompts is 40, not 16"),
+    "a folder of nothing": (lambda root, places: root, r"config\.json is missing"),
+    "another class": (lambda root, places: places / "dit", "its class is PixArtTransformer2DModel"),
+    "another size": (lambda root, places: places / "wide", "its width of prompts is 64, not 16"),
+    "another family": (lambda root, places: places / "sdxl", "its width of prompts is 40, not 16"),
     "an unknown rule": (folder_with('{"noise": "twice"}'), "noise is 'twice', which is not known here"),
     "a broken note": (folder_with("{"), r"one_step\.json cannot be read"),
 }
 
 
 def begun(source, world):
-    path = starts.locate(source)
-    starts.convention(source, path)
-    return starts.load(path, world)
+    path = folders.locate_start(source)
+    folders.convention(source, path)
+    return folders.load_start(path, world)
 
 
 @pytest.mark.parametrize("name", FLAWS)
-def test_a_flaw_is_one_line(folders, tmp_path, name):
+def test_a_flaw_is_one_line(places, tmp_path, name):
     make, words = FLAWS[name]
-    if name == "another size" and not (folders / "wide").exists():
-        miniature.new_denoiser("unet", seed=1).save_pretrained(folders / "wide/unet")
-    source = make(tmp_path, folders)
-    with pytest.raises(ModelError, match=words) as caught:
-        begun(source, latent_files.load(folders / "unet"))
+    if name == "another size" and not (places / "wide").exists():
+        miniature.new_denoiser("unet", seed=1).save_pretrained(places / "wide/unet")
+    source = make(tmp_path, places)
+    with pytest.raises(InputError, match=words) as caught:
+        begun(source, folders.load(places / "unet"))
     assert "\n" not in str(caught.value)
 
 
@@ -264,16 +265,16 @@ def test_a_flaw_is_one_line(folders, tmp_path, name):
 
 
 def test_what_is_known_of_every_start_says_how_it_is_known():
-    kinds = {known_starts.IN_CODE, known_starts.ON_PAGE, known_starts.RECALLED, known_starts.UNKNOWN}
+    kinds = {folders.IN_CODE, folders.ON_PAGE, folders.RECALLED, folders.UNKNOWN}
     for name, start in STARTS.items():
         assert set(start.status) == {"reference", "t_star", "prediction", "noise", "revision"}, name
         assert set(start.status.values()) <= kinds
-        assert (start.revision is None) == (start.status["revision"] == known_starts.UNKNOWN)
+        assert (start.revision is None) == (start.status["revision"] == folders.UNKNOWN)
         assert start.revision is None or len(start.revision) == 40
         assert (start.pickled is None) == (start.cure is None)
-        assert starts.convention(name, starts.pathlib.Path("nowhere")) == (start.t_star, start.noise)
-    assert {start.reference for start in STARTS.values() if "/" in start.reference} <= set(public.PUBLIC)
-    rows = known_starts.table()
+        assert folders.convention(name, folders.pathlib.Path("nowhere")) == (start.t_star, start.noise)
+    assert {start.reference for start in STARTS.values() if "/" in start.reference} <= set(folders.PUBLIC)
+    rows = folders.starts_table()
     assert [row["start"] for row in rows] == list(STARTS)
     assert rows[0]["t_star"] == "399 (verified in public code)"
     assert rows[0]["revision"] == "not known (unknown)"
@@ -282,8 +283,8 @@ def test_what_is_known_of_every_start_says_how_it_is_known():
 def test_of_a_start_only_its_denoiser_is_fetched_and_half_precision_where_there_is_no_other():
     commit = "0" * 40
     for source, half in ((f"XDG-XHS/distar_long_1step@{commit}", True), ("stabilityai/sd-turbo", False)):
-        with pytest.raises(ModelError) as caught:
-            starts.locate(source)
+        with pytest.raises(InputError) as caught:
+            folders.locate_start(source)
         line = str(caught.value)
         assert "text_encoder" not in line
         assert '"unet/*"' in line

@@ -17,9 +17,9 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from safetensors.torch import save_file
 
 from dipp_core.method.generator import trainable_copy
-from dipp_core.models import latent_files
+from dipp_core.models import folders
 from dipp_core.models.lora import Adapted, SharedBase
-from dipp_core.models.miniature_training import settings_for
+from dipp_core.models.miniature import settings_for
 from dipp_core.training import processes
 from dipp_core.training.pictures import Screen
 from dipp_core.training.processes import ProcessError, find_group
@@ -88,10 +88,10 @@ def run_jobs(place, jobs, *, sharded=False):
     """All jobs, one after another; the weights go to PLACE/NAME.safetensors, what went wrong to standard output."""
     group = found_group(sharded)
     for name, job in jobs.items():
-        world = latent_files.load(job["world"], dtype=torch.float64)
-        folders = job.get("folders", [name])
+        world = folders.load(job["world"], dtype=torch.float64)
+        places = job.get("folders", [name])
         try:
-            taught = learn(place / folders[group.share[0] % len(folders)], world, group, job)
+            taught = learn(place / places[group.share[0] % len(places)], world, group, job)
         except (ProcessError, TrainError, Stopped, ValueError) as error:
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
             continue

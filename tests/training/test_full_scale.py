@@ -6,14 +6,15 @@ import sys
 
 import diffusers
 import pytest
+import tiny_sdxl
 import torch
 from safetensors.torch import save_file
 
-from dipp_core.method.algorithm import align
-from dipp_core.models import latent_files, miniature, sdxl, starts
-from dipp_core.models.lora import Adapted
-from dipp_core.models.prompt_store import StoredPrompts, guessed_tokens
 from dipp_core.files import InputError
+from dipp_core.method.algorithm import align
+from dipp_core.models import folders, miniature
+from dipp_core.models.lora import Adapted
+from dipp_core.models.prompts import StoredPrompts, guessed_tokens
 from dipp_core.training import full_scale, preflight
 from dipp_core.training.full_scale import THE_REFERENCE, FullScale
 from dipp_core.worlds import shapes
@@ -128,7 +129,7 @@ def test_a_step_in_bfloat16_is_close_to_one_in_float32(place, tmp_path, kind, me
     In the first step assistant and reference are one network, so that the divergence is a small difference of scores.
     """
     if kind == "sdxl" and not (place / "sdxl").exists():
-        sdxl.build(place / "sdxl", words=shapes.vocabulary())
+        tiny_sdxl.build(place / "sdxl", words=shapes.vocabulary())
     told = []
     for dtype in ("float32", "bfloat16"):
         run = described(place, kind, method=method, switches={"rank": 2, "batch": 8, "dtype": dtype})
@@ -144,7 +145,7 @@ def test_a_step_in_bfloat16_is_close_to_one_in_float32(place, tmp_path, kind, me
 def test_a_start_of_its_own_is_the_generator_s_first_guess(place, tmp_path):
     run = described(place, start=str(place / "unet_start"), alpha_rew=0.0)
     loaded = full_scale.load(run, folder=tmp_path, say=[].append)
-    there = latent_files.load(place / "unet_start", parts=("denoiser",)).generator(500)
+    there = folders.load(place / "unet_start", parts=("denoiser",)).generator(500)
     z, cond = torch.randn(2, *loaded.world.z_shape), loaded.prompts.rows(torch.arange(2))
     assert torch.equal(loaded.gen(z, cond), there(z, cond))
     assert loaded.reward is None
@@ -154,10 +155,10 @@ def test_a_start_of_its_own_is_the_generator_s_first_guess(place, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"reference": "nowhere"}, latent_files.ModelError, "no such folder"),
-        ({"reference": "PixArt-alpha/PixArt-XL-2-512x512"}, latent_files.ModelError, "huggingface-cli download PixArt"),
-        ({"start": "nowhere/at-all"}, latent_files.ModelError, "no hub id with a commit"),
-        ({"start": "another width"}, latent_files.ModelError, "cannot start a generator"),
+        ({"reference": "nowhere"}, InputError, "no such folder"),
+        ({"reference": "PixArt-alpha/PixArt-XL-2-512x512"}, InputError, "huggingface-cli download PixArt"),
+        ({"start": "nowhere/at-all"}, InputError, "no hub id with a commit"),
+        ({"start": "another width"}, InputError, "cannot start a generator"),
         ({"prompts": "/nowhere.txt"}, full_scale.FullScaleError, "cannot be read"),
         ({"prompts": "empty.txt"}, full_scale.FullScaleError, "holds no prompts"),
         ({"switches": {"rnak": 4}}, preflight.PreflightError, "did you mean 'rank'"),
@@ -165,7 +166,7 @@ def test_a_start_of_its_own_is_the_generator_s_first_guess(place, tmp_path):
         ({"switches": {"dtype": "float16"}}, preflight.PreflightError, "float32 or bfloat16"),
         ({"switches": {"eight_bit_adam": True}}, full_scale.FullScaleError, "needs a GPU"),
         ({"switches": {"targets": ["nothing"]}}, ValueError, "no layer"),
-        ({"switches": {"tiny_vae": True}, "tiny_vae": "/nowhere"}, latent_files.ModelError, "is missing"),
+        ({"switches": {"tiny_vae": True}, "tiny_vae": "/nowhere"}, InputError, "is missing"),
         ({"timesteps": [900, 100]}, full_scale.FullScaleError, "leave none"),
         ({"rewards": [{"reward": "beauty"}]}, InputError, "is no reward"),
         ({"rewards": [{"reward": "image_reward"}]}, InputError, "huggingface-cli"),
@@ -190,7 +191,7 @@ def test_prompts_are_encoded_once_for_all_runs_that_share_a_cache(place, tmp_pat
     loaded = full_scale.load(described(place), folder=tmp_path / "one", cache=tmp_path / "cache", say=[].append)
     assert isinstance(loaded.prompts, StoredPrompts)
     assert not (tmp_path / "one").exists()
-    monkeypatch.setattr(latent_files, "read_text", None)  # no encoder is loaded any more
+    monkeypatch.setattr(folders, "read_text", None)  # no encoder is loaded any more
     again = full_scale.load(described(place), folder=tmp_path / "two", cache=tmp_path / "cache", say=[].append)
     one, other = (table.prompts.draw((5,), torch.Generator().manual_seed(0)) for table in (loaded, again))
     assert torch.equal(one["tokens"], other["tokens"])
@@ -201,11 +202,11 @@ def test_prompts_are_encoded_once_for_all_runs_that_share_a_cache(place, tmp_pat
 def test_a_published_convention_goes_all_the_way_to_the_exported_pipeline(place, tmp_path):
     """A start whose noise was scaled by sigma: as it was published, and after training by another's plain call."""
     start = shutil.copytree(place / "unet_start", tmp_path / "start")
-    (start / starts.NOTE).write_text('{"t_star": 625, "noise": "times sigma"}')
+    (start / folders.NOTE).write_text('{"t_star": 625, "noise": "times sigma"}')
     said = []
     loaded = full_scale.load(described(place, start=str(start), t_star=500), folder=tmp_path, say=said.append)
     assert any("was made for t_star = 625; this run asks it at 500" in line for line in said)
-    assert isinstance(loaded.gen, starts.ScaledNoise)
+    assert isinstance(loaded.gen, folders.ScaledNoise)
     learn(loaded, steps=1)
     pipe = diffusers.DiffusionPipeline.from_pretrained(full_scale.export(tmp_path / "out", loaded, loaded.gen))
     pipe.set_progress_bar_config(disable=True)
@@ -219,8 +220,8 @@ def test_a_published_convention_goes_all_the_way_to_the_exported_pipeline(place,
 
 def test_sdxl_from_a_file_of_weights(place, tmp_path):
     """As DMD2 is published, once its pickle is written anew: the reference's folder and one file."""
-    folder = sdxl.build(place / "sdxl", words=shapes.vocabulary())
-    start = latent_files.load(sdxl.build(tmp_path / "other", words=shapes.vocabulary(), seed=7), parts=("denoiser",))
+    folder = tiny_sdxl.build(place / "sdxl", words=shapes.vocabulary())
+    start = folders.load(tiny_sdxl.build(tmp_path / "other", words=shapes.vocabulary(), seed=7), parts=("denoiser",))
     save_file(start.denoiser.network.state_dict(), tmp_path / "dmd2.safetensors")
     changes = {"reference": str(folder), "start": str(tmp_path / "dmd2.safetensors"), "t_star": 399}
     loaded = full_scale.load(described(place, **changes, method="distar_in"), folder=tmp_path, say=[].append)
@@ -243,13 +244,13 @@ def test_eight_bit_adam_without_its_package_is_one_line(monkeypatch):
 
 def test_a_run_too_large_stops_before_it_loads(place, tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "here", lambda folder, device: preflight.Machine("CPU", 0.6 * preflight.GIB, 1e12))
-    monkeypatch.setattr(latent_files, "load", None)
+    monkeypatch.setattr(folders, "load", None)
     with pytest.raises(preflight.PreflightError, match=r"needs 0\.\d GiB"):
         full_scale.load(described(place), folder=tmp_path, say=[].append)
 
 
 def test_every_method_has_settings(place):
-    world = latent_files.load(place / "unet", parts=("denoiser",))
+    world = folders.load(place / "unet", parts=("denoiser",))
     for method in full_scale.PRESETS:
         run = described(place, method=method)
         settings = full_scale.settings_of(run, preflight.Switches(), world)

@@ -13,7 +13,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dipp_core.method import staged
-from dipp_core.models import miniature, public
+from dipp_core.models import folders, miniature
 from dipp_core.training import bench, bench_gpu, bench_large, footprint, full_size, full_size_step, preflight
 from dipp_core.training.full_size import Case
 from dipp_core.worlds import shapes
@@ -22,7 +22,7 @@ TINY = {"reward": "tiny_judge:brightness", "switches": {"rank": 4}, "threads": 1
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def places(tmp_path_factory):
     root, words = tmp_path_factory.mktemp("models"), shapes.vocabulary()
     return {kind: miniature.build(root / kind, kind, words=words, size="tiny") for kind in miniature.KINDS}
 
@@ -48,11 +48,11 @@ def case(folder, **changes):
 
 
 @pytest.mark.parametrize("kind", miniature.KINDS)
-def test_a_world_of_a_description_is_the_one_described(folders, kind):
-    described = public.describe(folders[kind])
-    roles = full_size.new_roles(case(folders[kind]))
+def test_a_world_of_a_description_is_the_one_described(places, kind):
+    described = folders.describe(places[kind])
+    roles = full_size.new_roles(case(places[kind]))
     for name, network in (("denoiser", roles.world.denoiser.network), ("vae", roles.world.vae)):
-        ghost = public.on_meta(described[name])
+        ghost = folders.on_meta(described[name])
         assert {k: v.shape for k, v in network.state_dict().items()} == {
             k: v.shape for k, v in ghost.state_dict().items()
         }
@@ -63,10 +63,8 @@ def test_a_world_of_a_description_is_the_one_described(folders, kind):
     assert footprint.count(roles.gen.network) == footprint.count(roles.ta) > 0
 
 
-def test_a_switch_changes_what_is_built(folders):
-    roles = full_size.new_roles(
-        case(folders["unet"], switches={"roles": "full", "tiny_vae": True, "dtype": "bfloat16"})
-    )
+def test_a_switch_changes_what_is_built(places):
+    roles = full_size.new_roles(case(places["unet"], switches={"roles": "full", "tiny_vae": True, "dtype": "bfloat16"}))
     assert type(roles.world.vae).__name__ == "AutoencoderTiny"
     assert {p.dtype for p in roles.world.denoiser.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in roles.gen.parameters()} == {torch.float32}
@@ -75,7 +73,7 @@ def test_a_switch_changes_what_is_built(folders):
 
 def test_the_plans_are_of_public_models_with_known_switches():
     for one in (*bench_large.PLAN.values(), *bench_gpu.new_plan().values()):
-        assert one.reference in public.PUBLIC
+        assert one.reference in folders.PUBLIC
         assert isinstance(one.turned, preflight.Switches)
     for profile in bench_gpu.PROFILES:
         turned = [preflight.switched(profile, change) for change in bench_gpu.turns(profile).values()]
@@ -89,9 +87,9 @@ def test_the_plans_are_of_public_models_with_known_switches():
 
 @pytest.mark.parametrize("method", ["dipp", "distar_in"])
 @pytest.mark.parametrize("kind", miniature.KINDS)
-def test_a_step_reaches_every_tensor_that_learns(folders, kind, method):
-    found = full_size_step.measure(case(folders[kind], method=method))
-    layers = 2 * len(full_size.new_roles(case(folders[kind])).gen.network.by_path)
+def test_a_step_reaches_every_tensor_that_learns(places, kind, method):
+    found = full_size_step.measure(case(places[kind], method=method))
+    layers = 2 * len(full_size.new_roles(case(places[kind])).gen.network.by_path)
     all_of_them = {"tensors": layers, "finite": layers, "not_zero": layers}
     assert found["gradients"] == {"gen": all_of_them, "ta": all_of_them}
     assert found["seconds"] > 0
@@ -108,9 +106,9 @@ def test_tensors_without_a_finite_gradient_are_counted_out():
 
 
 @pytest.mark.parametrize("method", ["dipp", "distar_in"])
-def test_jointly_or_in_stages_the_gradient_is_the_same(folders, method, monkeypatch):
+def test_jointly_or_in_stages_the_gradient_is_the_same(places, method, monkeypatch):
     def gradient(joint):
-        one, grads = case(folders["unet"], method=method), {}
+        one, grads = case(places["unet"], method=method), {}
         roles = full_size.new_roles(one)
         step = full_size_step.new_step(one, roles, {})
         names = {id(p): name for name, p in roles.gen.named_parameters()}
@@ -152,8 +150,8 @@ def test_the_peak_is_that_of_the_process():
     assert len(large)
 
 
-def test_the_estimate_beside_a_measurement_is_the_preflight_without_what_is_gone_by_then(folders):
-    one = case(folders["unet"], reward="image_reward", switches={})
+def test_the_estimate_beside_a_measurement_is_the_preflight_without_what_is_gone_by_then(places):
+    one = case(places["unet"], reward="image_reward", switches={})
     parts = preflight.estimate(preflight.Task(reference=one.reference, prompts=2), one.turned, "CPU")
     text = sum(part.memory for part in parts if part.before)
     assert text > 0
@@ -169,8 +167,8 @@ def measured(**changes):
     return found | changes
 
 
-def test_a_process_of_its_own_measures(folders):
-    found = bench_large.alone(case(folders["dit"], reward=""), least_free=0)
+def test_a_process_of_its_own_measures(places):
+    found = bench_large.alone(case(places["dit"], reward=""), least_free=0)
     assert found["gradients"]["gen"]["finite"] == found["gradients"]["gen"]["tensors"] > 0
 
 
@@ -193,11 +191,11 @@ def test_a_measurement_that_comes_to_nothing_is_one_line(code, limits, said, mon
     assert re.fullmatch(said + r"\d*", found["failed"])
 
 
-def test_what_was_measured_stays_when_the_next_one_fails(folders, reports, monkeypatch):
+def test_what_was_measured_stays_when_the_next_one_fails(places, reports, monkeypatch):
     plan = {
-        "sd15.dipp": case(folders["unet"]),
-        "sd15.dipp_joint": case(folders["unet"], joint=True),
-        "pixart.dipp": case(folders["dit"]),
+        "sd15.dipp": case(places["unet"]),
+        "sd15.dipp_joint": case(places["unet"], joint=True),
+        "pixart.dipp": case(places["dit"]),
     }
     found = iter([measured(), measured(memory={"peak": 12.0}), {"failed": "killed"}])
     monkeypatch.setattr(bench_large, "alone", lambda case: next(found))
@@ -239,12 +237,12 @@ def test_without_a_gpu_the_table_says_so_and_a_measured_one_stays(reports, monke
     assert table["samples a second"][0] == "0.5"
 
 
-def test_on_a_gpu_every_line_is_measured_or_says_why(folders, reports, monkeypatch):
+def test_on_a_gpu_every_line_is_measured_or_says_why(places, reports, monkeypatch):
     """On a CPU here: all but the calls to CUDA is the same."""
     plan = {
-        ("sd15", "gpu24", "dipp", "nothing"): case(folders["unet"], profile="gpu24", passes=True),
-        ("sd15", "gpu24", "dipp", "eight_bit_adam = true"): case(folders["unet"], switches={"eight_bit_adam": True}),
-        ("sd15", "gpu24", "dipp", "dtype = float32"): case(folders["unet"], switches={"dtype": "float32"}),
+        ("sd15", "gpu24", "dipp", "nothing"): case(places["unet"], profile="gpu24", passes=True),
+        ("sd15", "gpu24", "dipp", "eight_bit_adam = true"): case(places["unet"], switches={"eight_bit_adam": True}),
+        ("sd15", "gpu24", "dipp", "dtype = float32"): case(places["unet"], switches={"dtype": "float32"}),
     }
     results = iter(
         [full_size_step.measured_or_why(one) for one in list(plan.values())[:2]] + [{"failed": "out of memory"}]
@@ -258,12 +256,12 @@ def test_on_a_gpu_every_line_is_measured_or_says_why(folders, reports, monkeypat
     assert float(table["estimate, GiB"][2]) > 0
 
 
-def test_out_of_memory_is_a_result(folders, monkeypatch):
+def test_out_of_memory_is_a_result(places, monkeypatch):
     def full(*_):
         raise torch.cuda.OutOfMemoryError
 
     monkeypatch.setattr(full_size_step, "new_roles", full)
-    assert full_size_step.measured_or_why(case(folders["unet"])) == {"failed": "out of memory"}
+    assert full_size_step.measured_or_why(case(places["unet"])) == {"failed": "out of memory"}
     monkeypatch.setattr(bench, "one_pass", full)
-    one = case(folders["unet"])
+    one = case(places["unet"])
     assert full_size_step.over_passes(one, full_size.new_roles(one), lambda: None)["passes_failed"]

@@ -7,35 +7,36 @@ import pytest
 import torch
 from torch import nn
 
+from dipp_core.files import InputError
 from dipp_core.method.staged import frozen
-from dipp_core.models import latent_files, memory, miniature, public
+from dipp_core.models import folders, lora, miniature
 from dipp_core.models.lora import Adapted, SharedBase
 from dipp_core.training import footprint, preflight
 from dipp_core.training.preflight import GIB, PROFILES, Machine, Switches, Task
 from dipp_core.worlds import shapes
 
-SD15, PIXART, SDXL = public.PUBLIC
+SD15, PIXART, SDXL = folders.PUBLIC
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
+def places(tmp_path_factory):
     root, words = tmp_path_factory.mktemp("models"), shapes.vocabulary()
     return {kind: miniature.build(root / kind, kind, words=words, size="tiny") for kind in miniature.KINDS}
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("kind", miniature.KINDS)
-def test_counting_on_shapes_is_counting_on_real_tensors(folders, kind, checkpointing):
+def test_counting_on_shapes_is_counting_on_real_tensors(places, kind, checkpointing):
     """The same passes with numbers in them, on a CPU, whose own fused attention is counted there."""
-    found = public.describe(folders[kind])
+    found = folders.describe(places[kind])
     switches = Switches(rank=4, dtype="float32", checkpoint_denoiser=checkpointing)
     ghosts = preflight._ghosts(found, switches)
-    world = latent_files.load(folders[kind])
+    world = folders.load(places[kind])
     base = SharedBase(world.denoiser)
     role = Adapted(base, rank=4)
     if checkpointing:
         base.recompute()
-        memory.recompute_vae(world.vae)
+        lora.recompute_vae(world.vae)
     assert footprint.count(world.denoiser) == footprint.count(ghosts.world.denoiser)
     assert footprint.count(role) == footprint.count(ghosts.gen)
     prompts = world.prompts(["a red circle"])
@@ -65,9 +66,9 @@ def test_counting_on_shapes_is_counting_on_real_tensors(folders, kind, checkpoin
 
 def test_published_sizes():
     """Parameters in millions, as the model cards and papers have them."""
-    sizes = {source: public.describe(source) for source in (SD15, PIXART, SDXL)}
+    sizes = {source: folders.describe(source) for source in (SD15, PIXART, SDXL)}
     millions = {
-        (source[:13], name): footprint.count(public.on_meta(description)) / 1e6
+        (source[:13], name): footprint.count(folders.on_meta(description)) / 1e6
         for source, found in sizes.items()
         for name, description in found.items()
     }
@@ -113,22 +114,22 @@ def test_a_table_before_anything_is_loaded(monkeypatch):
     assert named["text encoder, before training"].before
 
 
-def test_prompts_are_on_the_disk_and_counted_there(folders):
+def test_prompts_are_on_the_disk_and_counted_there(places):
     """Of PixArt's only the tokens they have, of Stable Diffusion's all; SDXL's with a vector for the whole prompt."""
     for source, values in ((SD15, 77 * 768), (PIXART, 20 * 4096), (SDXL, 77 * 2048 + 1280)):
-        assert preflight._ghosts(public.describe(source), Switches(rank=1)).prompt_values(20.0) == values
-    task = Task(reference=str(folders["dit"]), prompts=10**6, prompt_tokens=9.0)
+        assert preflight._ghosts(folders.describe(source), Switches(rank=1)).prompt_values(20.0) == values
+    task = Task(reference=str(places["dit"]), prompts=10**6, prompt_tokens=9.0)
     parts = {part.name: part for part in preflight.estimate(task, Switches(rank=2, batch=1), "GPU")}
     prompts = parts["1,000,000 prompts, encoded"]
     assert prompts.memory == 0
     assert prompts.disk == 10**6 * (9 * 16 * 2 + 32)
 
 
-def test_switches_do_what_they_are_for(folders):
+def test_switches_do_what_they_are_for(places):
     """Each, turned over alone, lowers the need of a run that has it off."""
     off = {f"checkpoint_{name}": False for name in ("denoiser", "vae", "reward")}
     dear = Switches(roles="full", dtype="float32", batch=4, rank=2, **off)
-    task = Task(reference=str(folders["unet"]), star=True, prompts=2)
+    task = Task(reference=str(places["unet"]), star=True, prompts=2)
     before = preflight.needed(preflight.estimate(task, dear, "CPU"))[0]
     for change in preflight.CURES[:-1]:  # the tiny decoder is larger than the miniature's own
         parts = preflight.estimate(task, dataclasses.replace(dear, **change), "CPU")
@@ -143,9 +144,9 @@ def needs(task, switches, kind="GPU"):
     return preflight.needed(preflight.estimate(task, switches, kind))[0]
 
 
-def test_one_line_names_the_switch_that_makes_it_fit(folders):
+def test_one_line_names_the_switch_that_makes_it_fit(places):
     """On a machine with just as much as one switch leaves, or as two leave, where no single one does."""
-    task = Task(reference=str(folders["unet"]), prompts=2)
+    task = Task(reference=str(places["unet"]), prompts=2)
     dear = Switches(roles="full", dtype="float32", rank=2, batch=1)
     kept = needs(task, dataclasses.replace(dear, roles="lora"))
     both = needs(task, dataclasses.replace(dear, dtype="bfloat16", roles="lora"))
@@ -159,9 +160,9 @@ def test_one_line_names_the_switch_that_makes_it_fit(folders):
     ("memory", "disk", "words"),
     [(0.1 * GIB, 1e12, "no switch makes it fit"), (1e12, 1e4, "GiB of disk")],
 )
-def test_what_nothing_cures_is_one_line_too(folders, memory, disk, words):
+def test_what_nothing_cures_is_one_line_too(places, memory, disk, words):
     with pytest.raises(preflight.PreflightError, match=words) as caught:
-        preflight.check(Task(reference=str(folders["dit"])), PROFILES["cpu"], Machine("GPU", memory, disk), [].append)
+        preflight.check(Task(reference=str(places["dit"])), PROFILES["cpu"], Machine("GPU", memory, disk), [].append)
     assert "\n" not in str(caught.value)
 
 
@@ -181,12 +182,12 @@ def test_this_machine_has_memory_and_a_disk(tmp_path):
     ],
 )
 def test_a_model_that_is_not_here_is_one_line(source, words):
-    with pytest.raises(latent_files.ModelError, match=words) as caught:
-        public.describe(source)
+    with pytest.raises(InputError, match=words) as caught:
+        folders.describe(source)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("source", public.PUBLIC)
+@pytest.mark.parametrize("source", folders.PUBLIC)
 def test_what_is_missing_comes_with_its_size_and_the_command_that_fetches_it(source, monkeypatch):
     import huggingface_hub
 
@@ -195,9 +196,9 @@ def test_what_is_missing_comes_with_its_size_and_the_command_that_fetches_it(sou
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     for fetch, words in ((False, "is not here"), (True, "cannot be fetched")):
-        with pytest.raises(latent_files.ModelError, match=words) as caught:
-            public.locate(source, fetch=fetch)
+        with pytest.raises(InputError, match=words) as caught:
+            folders.locate(source, fetch=fetch)
         line = str(caught.value)
         assert "\n" not in line
-        assert public.PUBLIC[source].size in line
-        assert f"huggingface-cli download {source} --revision {public.PUBLIC[source].revision}" in line
+        assert folders.PUBLIC[source].size in line
+        assert f"huggingface-cli download {source} --revision {folders.PUBLIC[source].revision}" in line

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dipp_core.models import latent_files, miniature
-from dipp_core.models.miniature_training import settings_for
+from dipp_core.models import folders, miniature
+from dipp_core.models.miniature import settings_for
 from dipp_core.training.checkpoint import CheckpointError
 from dipp_core.training.student import Pace, new_student, teach
 from dipp_core.worlds import shapes
@@ -15,7 +15,7 @@ PACE = Pace(steps=4, gen_lr=1e-3, ta_lr=1e-3, ema=0.5)
 @pytest.fixture(scope="module", params=miniature.KINDS)
 def world(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("world") / request.param
-    return latent_files.load(miniature.build(folder, request.param, words=shapes.vocabulary(), size="tiny"))
+    return folders.load(miniature.build(folder, request.param, words=shapes.vocabulary(), size="tiny"))
 
 
 def brightness(images, texts):

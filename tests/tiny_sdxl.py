@@ -3,7 +3,7 @@
 Stable Diffusion XL differs from the others in what its denoiser is told. Two text encoders read a prompt, each with its
 own tokenizer; their last hidden states but one lie side by side as the tokens, (B, L, d1 + d2). The second one also
 gives one vector for the whole prompt, "pooled", (B, d'). And six numbers say how large the picture was, where it was
-cropped and how large it is. `latent_files` loads such folders as it loads all others, `Denoiser` passes it all on.
+cropped and how large it is. `folders` loads such folders as it loads all others, `Denoiser` passes it all on.
 """
 
 import pathlib
@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from dipp_core.models import latent_files, miniature, miniature_text
-from dipp_core.models.miniature_text import seeded
+from dipp_core.models import folders, miniature
+from dipp_core.models.miniature import seeded
 
 WIDTHS = (16, 24)  # of the two text encoders
 POOLED = 20
@@ -47,9 +47,9 @@ def new_texts(words: Sequence[str], *, seed: int) -> dict[str, Any]:
     """Both tokenizers and encoders by the names of their folders; the second pads with "!", as SDXL's does."""
     from transformers import CLIPTextModelWithProjection
 
-    tokenizer, second = (miniature_text.clip_tokenizer(words) for _ in WIDTHS)
-    first = miniature_text.clip_encoder(tokenizer, width=WIDTHS[0], layers=2, seed=seed)
-    config = miniature_text.clip_encoder(second, width=WIDTHS[1], layers=2, seed=seed).config
+    tokenizer, second = (miniature.clip_tokenizer(words) for _ in WIDTHS)
+    first = miniature.clip_encoder(tokenizer, width=WIDTHS[0], layers=2, seed=seed)
+    config = miniature.clip_encoder(second, width=WIDTHS[1], layers=2, seed=seed).config
     config.projection_dim = POOLED
     second.pad_token = "!"
     projecting = seeded(CLIPTextModelWithProjection, seed + 1, config).eval()
@@ -58,7 +58,7 @@ def new_texts(words: Sequence[str], *, seed: int) -> dict[str, Any]:
 
 def build(folder: pathlib.Path | str, *, words: Sequence[str], zero_null: bool = True, seed: int = 0) -> pathlib.Path:
     """A whole folder; returns its path. zero_null: the empty prompt is zeros, as in SDXL as published."""
-    return latent_files.write(
+    return folders.write(
         folder,
         denoiser=new_denoiser(seed=seed),
         vae=miniature.new_vae("tiny", seed=seed + 1),
