@@ -1,19 +1,25 @@
-# Every target first sets up .venv (once, see dipp_core/lab/environment.py); nothing needs activation.
-PYTHON ?= python3
+# Every target first sets up .venv (once, see setup.sh); nothing needs activation.
+# PATH: what a stage, a kernel or a terminal of JupyterLab starts as `python` is the environment's, too. OMP_WAIT_POLICY:
+# threads that spin while they wait make small networks ten times slower on a machine that does other work.
 BIN := .venv/bin
+export PATH := $(CURDIR)/.venv/bin:$(value PATH)
+export OMP_WAIT_POLICY ?= PASSIVE
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test lint strip lab slides bench bench-large bench-gpu clean
+.PHONY: help setup repro exp test lint strip lab slides bench bench-large bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
-setup:
-	@$(PYTHON) -I dipp_core/lab/environment.py
+setup:  ## make .venv from requirements.lock; every other target does so first
+	@sh setup.sh
 
-repro: setup  ## set up, then regenerate every figure and table that is out of date
+repro: setup  ## set up, then regenerate every figure and table that is out of date (STAGE=21_reference: of one stage)
 	@$(BIN)/python -m dipp_core.book.config
-	$(BIN)/python -m dvc repro
+	$(BIN)/python -m dvc repro $(STAGE)
 	@$(BIN)/python -m dipp_core.book.manifest
+
+exp: setup  ## try a number, e.g. SET=scores_and_one_step_generators.lr=0.01; `git checkout params.yaml` leads back
+	$(BIN)/python -m dvc exp run -S $(SET)
 
 test: setup lint  ## set up, then lint and run every test, two at a time
 	$(BIN)/python -m pytest -n 2 --dist loadscope

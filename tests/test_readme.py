@@ -83,12 +83,14 @@ def test_the_commands_of_the_readme_are_targets(target):
 
 def test_the_messages_that_are_explained_are_messages_of_this_project():
     """The longest fixed piece of each stands in the code, or, of another library's, in what mends it."""
-    code = " ".join(" ".join(path.read_text().split()) for path in (ROOT / "dipp_core").rglob("*.py"))
+    code = " ".join(
+        " ".join(path.read_text().split()) for path in [ROOT / "setup.sh", *(ROOT / "dipp_core").rglob("*.py")]
+    )
     quoted = [row.split("|")[1] for row in part("When something goes wrong").splitlines() if row.startswith("| `")]
     assert len(quoted) > 10
     for cell in quoted:
         for message in re.findall(r"`([^`]+)`", cell):
-            pieces = re.split(r"\.\.|\bSTAGE\b|\bREWARD\b|'\w+'|environment: |params.yaml: ", message)
+            pieces = re.split(r"\.\.|\bSTAGE\b|\bREWARD\b|'\w+'|setup: |params.yaml: ", message)
             longest = max((piece.strip(" :()?/,;") for piece in pieces), key=len)
             assert longest in code, message
 

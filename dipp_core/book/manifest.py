@@ -44,7 +44,7 @@ def write(stage: str, state: dict, start: float, path: pathlib.Path) -> None:
         "machine": machine.describe(),
         "system": platform.system(),
         "threads": state["threads"],
-        "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "wall_seconds": round(time.time() - start, 1),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_memory_mib": peak_memory_mib(),

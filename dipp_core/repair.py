@@ -6,7 +6,7 @@
 3. hpsv2's open_clip imports a name from `turtle` that it never uses and so fails on a Python without Tk: that line
    goes.
 
-Run it with the environment's own python after `pip install -r requirements.lock`: `python dipp_core/lab/repair.py`.
+Run it with the environment's own python after `pip install -r requirements.lock`: `python dipp_core/repair.py`.
 `make` does so by itself.
 """
 
