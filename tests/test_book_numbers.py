@@ -9,7 +9,8 @@ import subprocess
 import pandas as pd
 import pytest
 
-from dipp_core.book import config, paper_numbers, paper_readme, paper_tables
+from dipp_core.book import config, results, tables
+from dipp_core.files import InputError
 
 STAGE = "41_paper_and_here"
 NUMBER = re.compile(r"(?<![\w.])[+-]?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w.]*\w)")
@@ -17,7 +18,7 @@ NUMBER = re.compile(r"(?<![\w.])[+-]?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w.]*\w)")
 
 @pytest.fixture(scope="module")
 def book():
-    return paper_numbers.read()
+    return results.read()
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_every_number_of_the_published_tables_stands_where_its_source_says(check
 
 def test_what_names_a_reported_row_is_as_it_was_reported(checkout, folder):
     reported = pd.read_csv(checkout / "data/reported/reported.csv", dtype=str, keep_default_na=False)
-    known = {paper_numbers.reported_source(row): row for row in reported.to_dict("records")}
+    known = {results.reported_source(row): row for row in reported.to_dict("records")}
     for path in folder.glob("*.csv"):
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
         if "steps" not in frame:
@@ -119,7 +120,7 @@ def test_every_number_in_words_is_one_of_the_numbers_of_its_claim(folder):
 
 
 def block(name):
-    first, last = paper_readme.marks(name)
+    first, last = tables.marks(name)
     return (config.root() / "README.md").read_text().split(first)[1].split(last)[0]
 
 
@@ -132,25 +133,25 @@ def own_results(checkout):
 
 def test_the_readme_tells_the_current_results(checkout, book):
     if own_results(checkout):
-        pytest.skip(f"reports/metrics are not the committed ones; `{paper_readme.COMMAND}` writes them into README.md")
-    assert block("results").strip("\n") == paper_readme.results(book, paper_readme.bounds()), paper_readme.COMMAND
+        pytest.skip(f"reports/metrics are not the committed ones; `{tables.COMMAND}` writes them into README.md")
+    assert block("results").strip("\n") == tables.results_text(book, tables.bounds()), tables.COMMAND
 
 
 def test_every_number_of_the_readme_s_results_has_a_source(checkout, book):
     if own_results(checkout):
         pytest.skip("reports/metrics are not the committed ones")
     known = set()
-    for one in paper_readme.used(book):
+    for one in tables.used(book):
         value, low, high = find(checkout, one.source)
         assert (one.value, one.low, one.high) == (value, low, high)
-        known |= set(paper_readme.plus_minus(one).split(" ± "))
-    evidence = paper_tables.evidence(book, paper_readme.bounds())
+        known |= set(tables.plus_minus(one).split(" ± "))
+    evidence = tables.evidence(book, tables.bounds())
     for source in evidence["source"]:
         value, _, _ = find(checkout, source)
-        known.add(paper_numbers.in_words(paper_numbers.Number(value, source=source)))
-    for place in paper_readme.HEADLINES:
-        for row in paper_tables.reported_rows(book, *place):
-            known |= {paper_numbers.in_words(cell) for cell in row.cells.values()}
+        known.add(results.in_words(results.Number(value, source=source)))
+    for place in tables.HEADLINES:
+        for row in tables.reported_rows(book, *place):
+            known |= {results.in_words(cell) for cell in row.cells.values()}
     cells = [
         cell.strip() for line in block("results").splitlines() if line.startswith("| ") for cell in line.split("|")
     ]
@@ -166,22 +167,22 @@ def test_every_number_of_the_readme_s_results_has_a_source(checkout, book):
 
 def test_the_readme_has_its_table_of_times():
     rows = [line for line in block("times").splitlines() if line.startswith("| ")]
-    assert [row.split("|")[1].split(" (")[0].strip() for row in rows] == ["part", *paper_readme.PARTS]
+    assert [row.split("|")[1].split(" (")[0].strip() for row in rows] == ["part", *tables.PARTS]
 
 
 def test_times_are_summed_by_part_and_full_scale_counts_only_at_full_scale():
     run = {"scale": "mini", "wall_seconds": 60.0, "cpu_seconds": 90.0, "peak_memory_mib": 1024, "machine": "m"}
     runs = [run | {"stage": name, "device": "cpu"} for name in ("01_a", "02_b", "30_sd15")]
-    text = paper_readme.times(runs)
+    text = tables.times(runs)
     assert "| theory (00 to 06) | mini | 2 min | 3 min | 1.0 GiB | m, cpu |" in text
     assert text.splitlines()[-1].count("not run here") == 5
     runs[-1] |= {"scale": "full", "device": "cuda"}
-    assert paper_readme.times(runs).splitlines()[-1].endswith("| full | 1 min | 2 min | 1.0 GiB | m, cuda |")
+    assert tables.times(runs).splitlines()[-1].endswith("| full | 1 min | 2 min | 1.0 GiB | m, cuda |")
 
 
 def test_lost_marks_are_one_line():
-    with pytest.raises(paper_numbers.BookError, match="once each"):
-        paper_readme.replaced("no marks", "results", lambda: "")
+    with pytest.raises(InputError, match="once each"):
+        tables.replaced("no marks", "results", lambda: "")
 
 
 # -------------------------------------------------------------------------------------------------------------- prose

@@ -144,10 +144,10 @@ def test_a_stage_depends_on_exactly_the_saved_runs_that_it_loads(stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_depends_on_exactly_the_metrics_that_it_reads(stage):
     """The one that puts all results beside the papers reads those of earlier stages, full scale where it is there."""
-    from dipp_core.book import paper_numbers
+    from dipp_core.book import results
 
     declared = {name for name in PIPELINE["stages"][stage]["deps"] if name.startswith("reports/metrics/")}
-    read = [*paper_numbers.METRICS, *paper_numbers.FULL] if stage == "41_paper_and_here" else []
+    read = [*results.METRICS, *results.FULL] if stage == "41_paper_and_here" else []
     assert declared == {f"reports/metrics/{name}.json" for name in read if name in STAGES}
 
 

@@ -140,13 +140,13 @@ def test_the_tables_of_the_readme_are_made_by_the_command_it_names(tmp_path):
         (tmp_path / name).symlink_to(ROOT / name) if name != "README.md" else (tmp_path / name).write_text(README)
     environment = os.environ | {"DIPP_ROOT": str(tmp_path), "PYTHONPATH": str(ROOT)}
     environment.pop("DIPP_RESULTS", None)
-    words = [sys.executable, "-m", "dipp_core.book.paper_tables"]
+    words = [sys.executable, "-m", "dipp_core.book.tables"]
     found = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert (found.returncode, found.stderr) == (0, "")
     made = (tmp_path / "README.md").read_text()
     assert "not run here" in made.split("<!-- times")[1]
     (tmp_path / "README.md").write_text(made.replace("<!-- /results -->", ""))
     found = subprocess.run(words, env=environment, capture_output=True, text=True)
-    assert found.returncode == 1
+    assert found.returncode == 2
     assert len(found.stderr.splitlines()) == 1
     assert "needs the marks" in found.stderr

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dipp_core.book import config, paper_map
+from dipp_core.book import config, map
 from dipp_core.method.algorithm import ALGORITHM_1
 
 
@@ -25,28 +25,28 @@ def bare(tmp_path, monkeypatch):
 
 
 def test_every_line_is_claimed():
-    assert set(paper_map.claims()) == set(ALGORITHM_1)
+    assert set(map.claims()) == set(ALGORITHM_1)
 
 
 def test_every_line_is_shown_in_a_notebook_with_a_figure():
-    for entry in paper_map.entries():
+    for entry in map.entries():
         assert any(where.figure for where in entry.shown), f"line {entry.line} ({entry.function}) is shown nowhere"
 
 
 def test_the_readme_shows_the_current_map():
     text = (config.root() / "README.md").read_text()
-    assert paper_map.readme_with_map(text) == text, "run `python -m dipp_core.book.paper_map`"
+    assert map.readme_with_map(text) == text, "run `python -m dipp_core.book.map`"
 
 
 def test_a_line_claimed_twice_is_an_error(bare):
     code = 'def one():\n    """x\n\n    Algorithm 1, line 4.\n    """\n'
     (bare / "dipp_core/method/a.py").write_text(code + code.replace("one", "two"))
     with pytest.raises(ValueError, match="line 4 of Algorithm 1 is claimed by one and two"):
-        paper_map.claims()
+        map.claims()
 
 
 def test_a_function_is_shown_by_the_first_figure_after_its_first_use(bare):
     code = ["import f", 'report.figure(fig, "before", "")', "f(x)", 'report.figure(fig, "after", "")']
     (bare / "notebooks/07_x.ipynb").write_text(notebook(*code))
-    assert paper_map.shown_in("07_x", "f") == paper_map.Shown("07_x", "after")
-    assert paper_map.shown_in("07_x", "unused") is None
+    assert map.shown_in("07_x", "f") == map.Shown("07_x", "after")
+    assert map.shown_in("07_x", "unused") is None

@@ -3,7 +3,7 @@
 A function claims its lines in its docstring; a notebook shows a function by using it, and the figure is the first one
 that the notebook publishes from that cell on. Nothing here is typed by hand, so the map cannot go stale.
 
-    python -m dipp_core.book.paper_map       rewrite the map in README.md
+    python -m dipp_core.book.map       rewrite the map in README.md
 """
 
 import ast
@@ -14,7 +14,7 @@ import re
 
 from dipp_core.book import config, sources
 
-MARKS = ("<!-- map: made by `python -m dipp_core.book.paper_map` -->", "<!-- /map -->")
+MARKS = ("<!-- map: made by `python -m dipp_core.book.map` -->", "<!-- /map -->")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _figures(code: str) -> list[str]:
     """Names of the figures that a cell publishes: `report.figure(fig, "name", ..)`."""
     calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
     names = [c.args[1] for c in calls if getattr(c.func, "attr", "") == "figure" and len(c.args) > 1]
-    return [name.value for name in names if isinstance(name, ast.Constant)]
+    return [str(name.value) for name in names if isinstance(name, ast.Constant)]
 
 
 def shown_in(stage: str, function: str) -> Shown | None:

@@ -10,7 +10,6 @@ An interval is 95% and comes with the metric. That of a difference takes both as
 noise and seeds vary together, so it is rather too wide. Numbers without interval give none.
 """
 
-import json
 import math
 import os
 import pathlib
@@ -20,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 
-from dipp_core.book import config
+from dipp_core.files import InputError, read_json, root
 
 # the metrics that the tables read; those of full scale may say that nothing was run, or not be there
 METRICS = (
@@ -59,10 +58,6 @@ METRIC_NAMES = {
 }
 
 
-class BookError(RuntimeError):
-    """One line that says which results are missing or broken, and what to do."""
-
-
 @dataclass(frozen=True)
 class Number:
     """A value, both ends of its 95% interval where one is known, and where it stands."""
@@ -71,6 +66,11 @@ class Number:
     low: float | None = None
     high: float | None = None
     source: str = ""
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the width of the interval."""
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
 @dataclass(frozen=True)
@@ -86,35 +86,28 @@ class Book:
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-def places(name: str) -> list[pathlib.Path]:
-    """Where a file of the reports may lie: in the results of this run of the pipeline, else with the published ones."""
-    published = config.root() / "reports"
-    own = os.environ.get("DIPP_RESULTS") or published
-    return list(dict.fromkeys([pathlib.Path(own) / name, published / name]))
-
-
-def _json(path: pathlib.Path, stage: str) -> dict:
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise BookError(f"{path} cannot be read ({type(error).__name__}): run `dvc repro {stage}` again") from None
+def _read(path: pathlib.Path, stage: str) -> dict:
+    content = read_json(path, f"run `make repro STAGE={stage}`")
     if not isinstance(content, dict):
-        raise BookError(f"{path} holds no table of numbers: run `dvc repro {stage}` again")
+        raise InputError(f"{path} holds no table of numbers; run `make repro STAGE={stage}`")
     return content
 
 
 def read() -> Book:
-    """The whole book. Missing metrics are an error that names their stage; at full scale they mean "not run here"."""
+    """The whole book. Missing metrics are an error that names their stage; at full scale they mean "not run here".
+
+    Results of this run of the pipeline (DIPP_RESULTS) come before those that are published.
+    """
+    published = root() / "reports"
+    places = list(dict.fromkeys([pathlib.Path(os.environ.get("DIPP_RESULTS") or published), published]))
     metrics, scales = {}, {}
     for stage in (*METRICS, *FULL):
-        path = next((path for path in places(f"metrics/{stage}.json") if path.is_file()), None)
-        if path is None and stage in METRICS:
-            raise BookError(f"reports/metrics/{stage}.json is missing: run `dvc repro {stage}` first")
-        if path is not None:
-            metrics[stage] = _json(path, stage)
-            manifest = path.parents[1] / "manifests" / path.name
-            scales[stage] = str(_json(manifest, stage).get("scale", "unknown")) if manifest.is_file() else "unknown"
-    folder = config.root() / "data" / "reported"
+        reports = next((place for place in places if (place / f"metrics/{stage}.json").is_file()), published)
+        path, manifest = reports / f"metrics/{stage}.json", reports / f"manifests/{stage}.json"
+        if stage in METRICS or path.is_file():
+            metrics[stage] = _read(path, stage)
+            scales[stage] = str(_read(manifest, stage).get("scale", "unknown")) if manifest.is_file() else "unknown"
+    folder = root() / "data" / "reported"
     reported = pd.read_csv(folder / "reported.csv", dtype=str, keep_default_na=False)
     origins = pd.read_csv(folder / "sources.csv").set_index("source")["what"].to_dict()
     return Book(metrics, scales, reported, origins)
@@ -146,7 +139,8 @@ def as_number(found: Any, source: str) -> Number | None:
     if isinstance(found, Mapping):
         found = [found.get(end) for end in ("value", "low", "high")]
     if isinstance(found, list) and len(found) == 3 and all(isinstance(end, int | float) for end in found):
-        return Number(*map(float, found), source=source)
+        value, low, high = map(float, found)
+        return Number(value, low, high, source)
     return None
 
 
@@ -181,7 +175,7 @@ def number(book: Book, source: str) -> Number | None:
 
 def _less(a: Number, b: Number, source: str) -> Number:
     value = a.value - b.value
-    if a.low is None or b.low is None:
+    if a.low is None or a.high is None or b.low is None or b.high is None:
         return Number(value, source=source)
     down = math.hypot(a.value - a.low, b.high - b.value)
     up = math.hypot(a.high - a.value, b.value - b.low)
@@ -205,10 +199,9 @@ def leaves(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 def digits_of(found: Number) -> int:
     """Digits after the point: as many as the interval deserves, else three significant ones."""
-    size = abs(found.value) if found.low is None else max(found.high - found.low, 1e-12) / 2
-    if size == 0:
-        return 0 if found.low is None else 3
-    return min(max((1 if found.low is not None else 2) - math.floor(math.log10(size)), 0), 6)
+    if found.half_width is None:
+        return min(max(2 - math.floor(math.log10(abs(found.value))), 0), 6) if found.value else 0
+    return min(max(1 - math.floor(math.log10(max(found.half_width, 5e-13))), 0), 6)
 
 
 def in_words(found: Number) -> str:

@@ -1,0 +1,571 @@
+"""Every table of `data/reported` with our rows under it, the claims, and the figures: as CSV, Markdown and LaTeX.
+
+Kinds of rows are never mixed: what the papers report, what others report of them, the miniature on either network, and
+full scale, where "not run here" stands until somebody has run it. In CSV every number is a row of its own with its
+source (`results`); in Markdown and LaTeX the kinds stand one under the other, each with its own columns.
+
+    python -m dipp_core.book.tables       write the tables of results and times in README.md anew
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from dipp_core.book import results
+from dipp_core.book.claims import LAST, MET, MISSING, NETS, Bounds, all_claims, judged
+from dipp_core.book.config import section
+from dipp_core.book.report import Report
+from dipp_core.book.results import Book, Number, in_words, number
+from dipp_core.files import InputError, root, write_whole
+
+NOTHING = "\N{EN DASH}"
+RAW = ("notebooks", "figure")  # columns that hold links
+Block = tuple[str, pd.DataFrame]  # a heading and a frame of text: what must not be mixed has blocks of its own
+COMMAND = "python -m dipp_core.book.tables"
+PAPERS = ("dipp", "distar_v1", "distar_readme")  # the authors' own sources; the others are of other people
+NUMBERS = ("reward", "gold", "accuracy", "frechet_data", "diversity")
+NAMES = {
+    "reference": "reference in many steps",
+    "start": "one-step start",
+    "diff_instruct": "control: Diff-Instruct continued",
+    "dipp": "DI++",
+    "sim": "control: SIM continued",
+    "distar_in": "DI*",
+    "reward_only": "reward alone, no leash",
+}
+GAINS = {
+    "diff_instruct over start": "no reward: Diff-Instruct continued less start",
+    "dipp over diff_instruct": "DI++ less its control",
+    "sim over start": "no reward: SIM continued less start",
+    "distar_in over sim": "DI* less its control",
+    "distar_in over diff_instruct": "DI* less Diff-Instruct continued",
+    "reward_only over diff_instruct": "reward alone less Diff-Instruct continued",
+}
+CAPTIONS = {"test": "test captions", "held out": "held out", "reordered": "reordered", "unknown words": "unknown words"}
+# what was found here beyond the claims: text, (label, source) of its numbers, notebooks
+PLANE = "11_alignment_2d:"
+BEYOND = (
+    (
+        "The optimum of the integral KL with a reward is not the tilted law of RLHF",
+        (
+            (
+                "distance to its own optimum, w ~ sigma^2, beta 2",
+                f"{PLANE}dipp_sw2_to_exact_optimum.sigma2.beta_2.mean",
+            ),
+            ("distance to the tilted law, w ~ sigma^2, beta 2", f"{PLANE}sw2_to_tilted.sigma2.beta_2.mean"),
+        ),
+        ("06_where_is_the_optimum", "11_alignment_2d"),
+    ),
+    (
+        "Aimed at the diffused tilted law, training does reach it",
+        (("largest mean distance to the tilted law", f"{PLANE}exact_tilt_sw2_to_tilted.worst_mean"),),
+        ("11_alignment_2d",),
+    ),
+    (
+        "Guidance in distillation is sharper than the sharpened law of sampling",
+        (
+            ("distance to its own optimum", f"{PLANE}cfg_sw2_to_cfg_optimum.mean"),
+            ("distance to the sharpened law", f"{PLANE}cfg_sw2_to_sharpened.mean"),
+        ),
+        ("04_guidance_is_a_reward", "11_alignment_2d"),
+    ),
+    (
+        "Below a critical beta, DI* with pseudo-Huber has no optimum",
+        (("beta predicted", f"{PLANE}distar_threshold.predicted"), ("beta seen", f"{PLANE}distar_threshold.observed")),
+        ("06_where_is_the_optimum", "11_alignment_2d"),
+    ),
+)
+FULL_NAMES = {"hpsv2": "hpsv2_0", "hpsv2.0": "hpsv2_0", "hpsv2.1": "hpsv2_1"} | {
+    name: name for name in ("image_reward", "aesthetic", "pickscore", "clipscore", "hpsv2_0", "hpsv2_1", "fid")
+}
+README_METHODS = ("start", "diff_instruct", "dipp", "sim", "distar_in", "reward_only")
+HEADLINES = (("dipp", "headline"), ("distar_v1", "headline"))
+PARTS = {
+    "theory": ("00", "06"),
+    "the plane": ("10", "14"),
+    "the miniature": ("20", "24"),
+    "full scale, with a GPU and public weights": ("30", "40"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of one kind: what it is called, and its numbers by metric, None where there is none."""
+
+    kind: str
+    labels: Mapping[str, str]
+    cells: Mapping[str, Number | None]
+    scale: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A reported table and our rows for it."""
+
+    name: str
+    title: str
+    note: str
+    rows: tuple[Row, ...]
+
+
+# Rows, by kind
+
+
+def reported_rows(book: Book, source: str, table: str) -> list[Row]:
+    """The rows of one reported table, in its own order; a metric names its prompts where there are several."""
+    frame = book.reported[(book.reported["source"] == source) & (book.reported["table"] == table)]
+    several, kind = (
+        frame["prompts"].nunique() > 1,
+        "reported by the papers" if source in PAPERS else "reported by others",
+    )
+    rows: dict[tuple, tuple[dict[str, str], dict[str, Number | None]]] = {}
+    for row in frame.to_dict("records"):
+        labels = {"model": row["model"], "steps": row["steps"]}
+        labels |= {name: row[name] for name in ("alpha_rew", "alpha_cfg") if (frame[name] != "").any()}
+        metric = f"{row['metric']}, {row['prompts']}" if several else row["metric"]
+        key = results.reported_source(row)
+        rows.setdefault(tuple(labels.values()), (labels, {}))[1][metric] = Number(float(row["value"]), source=key)
+    return [Row(kind, labels, cells) for labels, cells in rows.values()]
+
+
+def _miniature(book: Book, net: str, labels: dict[str, str], keys: Mapping[str, str]) -> Row:
+    cells = {metric: number(book, f"{LAST}:{key}") for metric, key in keys.items()}
+    return Row(f"miniature ({NETS[net]})", labels, cells, book.scales.get(LAST, "unknown"))
+
+
+def standings(book: Book, names: Sequence[str]) -> list[Row]:
+    """The miniature's methods by `NUMBERS`; "reference" stands for all references that were drawn."""
+    rows = []
+    for net in NETS:
+        known = book.metrics.get(LAST, {}).get("table", {}).get(net, {})
+        for name in names:
+            for key in [key for key in known if key.startswith("reference")] if name == "reference" else [name]:
+                label = f"{NAMES[name]}, guidance {key.partition(' ')[2]}" if name == "reference" else NAMES[name]
+                keys = {number: f"table.{net}.{key}.{number}" for number in NUMBERS}
+                rows.append(_miniature(book, net, {"model": label}, keys))
+    return rows
+
+
+def gains(book: Book) -> list[Row]:
+    """What a method of the miniature has more than another, with the strength of the reward that was chosen for it."""
+    rows = []
+    for net in NETS:
+        for pair, label in GAINS.items():
+            strength = number(book, f"23_alignment:chosen_alpha.{net}.{pair.split(' over ')[0]}")
+            row = _miniature(book, net, {"model": label}, {n: f"gains.{net}.{pair}.{n}" for n in NUMBERS})
+            known: dict[str, Number | None] = {} if strength is None else {"alpha_rew here": strength}
+            rows.append(Row(row.kind, row.labels, {**known, **row.cells}, row.scale))
+    return rows
+
+
+def by_captions(book: Book) -> list[Row]:
+    """The gold score by kind of caption: what stands here for styles of prompts."""
+    rows = []
+    for net in NETS:
+        for name in ("diff_instruct", "dipp", "sim", "distar_in"):
+            keys = {
+                f"gold score, {text}": f"table.{net}.{name}.gold"
+                if what == "test"
+                else f"robust.{net}.{what}.{name}.gold"
+                for what, text in CAPTIONS.items()
+            }
+            rows.append(_miniature(book, net, {"model": NAMES[name]}, keys))
+    return rows
+
+
+def full_scale_rows(book: Book) -> list[Row]:
+    """What notebooks 30, 31 and 40 measured, if they were run at scale `full`, and with true weights.
+
+    Any mapping in their metrics that holds known rewards by name is a model, called by the path to it. Metrics that say
+    `"run": "not run here"`, or `"random_weights": 1`, hold no result.
+    """
+    rows = []
+    for stage in results.FULL:
+        content, scale = book.metrics.get(stage, {}), book.scales.get(stage, "unknown")
+        if scale != "full" or content.get("run") == "not run here" or content.get("random_weights"):
+            continue
+        for path, inner in results.leaves(content):
+            found = {key: results.as_number(inner[key], "") for key in inner if key in FULL_NAMES}
+            cells = {
+                FULL_NAMES[key]: number(book, f"{stage}:{'.'.join((*path, key))}")
+                for key, value in found.items()
+                if value is not None
+            }
+            if cells:
+                rows.append(Row("full scale", {"model": ", ".join(path) or stage}, cells, scale))
+    return rows
+
+
+def full_or_not(book: Book, metrics: Sequence[str]) -> list[Row]:
+    """The rows of full scale that have any of these metrics, or the one row that says that there are none."""
+    wanted = [metric.split(",")[0] for metric in metrics]
+    rows = [Row(r.kind, r.labels, {m: r.cells.get(m) for m in wanted}, r.scale) for r in full_scale_rows(book)]
+    rows = [row for row in rows if any(row.cells.values())]
+    return rows or [Row("full scale", {"model": "SD1.5, PixArt-alpha"}, dict.fromkeys(wanted))]
+
+
+# The tables
+
+
+def _specified(book: Book) -> Iterator[tuple[str, str, str, str, list[Row]]]:
+    """Name, source, table, note and our rows of every table of data/reported."""
+    ours = "Below, the miniature's own judges on the miniature's own captions: no scale is shared."
+    v0, v1 = "HPSv2.0, not to be compared with HPSv2.1.", "HPSv2.1, not to be compared with HPSv2.0."
+    family = ("reference", "start", "diff_instruct", "dipp", "sim", "distar_in", "reward_only")
+    yield "dipp_headline", "dipp", "headline", f"{ours} {v0}", standings(book, ("start", "diff_instruct", "dipp"))
+    star = standings(book, ("start", "dipp", "sim", "distar_in"))
+    yield "distar_headline", "distar_v1", "headline", f"{ours} {v0}", star
+    yield "distar_parti", "distar_readme", "table 1", ours, standings(book, family)
+    styles = f"Styles of prompts above, kinds of captions below. {v1}"
+    yield "distar_hpsv2_1", "distar_readme", "table 2", styles, by_captions(book)
+    dose = "One change at a time: above single values, below differences, with their own strengths of the reward."
+    yield "distar_ablation", "distar_readme", "table 3", dose, gains(book)
+    board = f"{v0} The miniature has no HPSv2: nothing of it can stand here."
+    yield "hpsv2_0_leaderboard", "hpsv2_readme", "leaderboard", board, []
+    again = f"Re-run by others. {ours} {v1}"
+    yield "didr_rerun", "didr_readme", "1024px", again, standings(book, ("start", "diff_instruct", "dipp", "distar_in"))
+    yield "r0_rerun", "r0_v1", "table 1", again, standings(book, ("reference", "dipp", "reward_only"))
+
+
+def tables(book: Book) -> list[Table]:
+    """Every table of data/reported, each with our rows of every kind."""
+    found = []
+    for name, source, table, note, ours in _specified(book):
+        rows = reported_rows(book, source, table)
+        metrics = list(dict.fromkeys(metric for row in rows for metric in row.cells))
+        prompts = book.reported[(book.reported["source"] == source) & (book.reported["table"] == table)]["prompts"]
+        title = f"{book.origins[source]}: {table}"
+        title += f", {prompts.iloc[0]}" if prompts.nunique() == 1 else ""
+        found.append(Table(name, title, note, (*rows, *ours, *full_or_not(book, metrics))))
+    return found
+
+
+def long(table: Table) -> pd.DataFrame:
+    """A table with one number a row, and the source of each."""
+    rows = []
+    for row in table.rows:
+        for metric, found in row.cells.items():
+            numbers = _row(found, MISSING if found is None else found.source)
+            head = {"kind": row.kind, "scale": row.scale, "model": row.labels["model"]}
+            labels = {name: row.labels.get(name, "") for name in ("steps", "alpha_rew", "alpha_cfg")}
+            rows.append(head | labels | {"metric": metric} | numbers)
+    return pd.DataFrame(rows)
+
+
+def blocks(table: Table) -> list[Block]:
+    """A table as frames of text, one a kind."""
+    found = []
+    for kind in dict.fromkeys(row.kind for row in table.rows):
+        rows = [row for row in table.rows if row.kind == kind]
+        metrics = list(dict.fromkeys(metric for row in rows for metric in row.cells))
+        frame = pd.DataFrame([{**row.labels} | {_heading(m): _cell(row, m) for m in metrics} for row in rows])
+        scale = "" if not rows[0].scale else f", scale {rows[0].scale}"
+        found.append((f"{kind}{scale}", frame.fillna(NOTHING).replace("", NOTHING)))
+    return found
+
+
+def _cell(row: Row, metric: str) -> str:
+    if metric not in row.cells:
+        return NOTHING
+    found = row.cells[metric]
+    return MISSING if found is None else in_words(found)
+
+
+def _heading(metric: str) -> str:
+    name, _, rest = metric.partition(", ")
+    return results.metric_name(name) + (f", {rest}" if rest else "")
+
+
+# Claims and figures
+
+
+def linked(stages: Sequence[str], base: str | None) -> str:
+    """Links to notebooks; base leads from the page to the root of the checkout, "../" from a notebook itself.
+
+    None: their numbers alone.
+    """
+    if base is None:
+        return ", ".join(stage[:2] for stage in stages)
+    folder = "" if base == "../" else f"{base}notebooks/"
+    return ", ".join(f"[{stage[:2]}]({folder}{stage}.ipynb)" for stage in stages)
+
+
+def evidence(book: Book, bounds: Bounds) -> pd.DataFrame:
+    """One number a row: what the papers report for a claim, and every check of it with its outcome."""
+    rows = []
+    for claim in all_claims(book, bounds):
+        found, verdict = judged(claim, book)
+        head = {"claim": claim.name, "verdict": verdict}
+        for label, source in claim.reported:
+            one = number(book, source)
+            rows.append(head | {"kind": "reported by the papers", "about": label} | _row(one, source))
+        for check, one, outcome in found:
+            asked = f"{check.rule} {check.bound:g}" + (f", by more than {check.slack:g}" if check.slack else "")
+            row = head | {"kind": "here", "about": check.about, "what": check.what, "asked": asked, "outcome": outcome}
+            rows.append(row | _row(one, check.source))
+    columns = ["claim", "verdict", "kind", "about", "what", "asked", "outcome", "value", "low", "high", "source"]
+    return pd.DataFrame(rows).reindex(columns=columns)
+
+
+def _row(found: results.Number | None, source: str) -> dict:
+    if found is None:
+        return {"value": None, "low": None, "high": None, "source": source}
+    return {"value": found.value, "low": found.low, "high": found.high, "source": source}
+
+
+def told(found: list, *, short: bool) -> str:
+    """The evidence of one claim in words: what was asked, the values (`short`: their range), and how many met it."""
+    lines = []
+    for about in dict.fromkeys(check.about for check, _, _ in found):
+        group = [(one, outcome) for check, one, outcome in found if check.about == about]
+        values = sorted((one for one, _ in group if one is not None), key=lambda one: one.value)
+        words = [in_words(dataclasses.replace(one, low=None, high=None)) for one in values]
+        if short:
+            words = list(dict.fromkeys([*words[:1], *words[-1:]]))
+        text = " to ".join(words) if short else ", ".join(words)
+        met = sum(outcome == MET for _, outcome in group)
+        lines.append(f"{about}: {text or MISSING} ({met} of {len(group)})")
+    return "; ".join(lines)
+
+
+def claims_table(book: Book, bounds: Bounds, *, base: str | None, short: bool = False) -> pd.DataFrame:
+    """The table of claims, one a row; base: see `linked`, None for plain numbers of notebooks."""
+    rows = []
+    for claim in all_claims(book, bounds):
+        found, verdict = judged(claim, book)
+        where = linked(claim.stages, base)
+        text = told(found, short=short) + (f". {claim.note}" if claim.note and not short else "")
+        rows.append({"claim": claim.text, "evidence here (met of asked)": text, "verdict": verdict, "notebooks": where})
+    return pd.DataFrame(rows)
+
+
+def figures_table(*, base: str | None) -> pd.DataFrame:
+    """Figures and tables of the papers, how far they are known, and what is drawn here instead."""
+    rows = []
+    frame = pd.read_csv(root() / "data" / "reported" / "figures.csv", dtype=str, keep_default_na=False)
+    for row in frame.to_dict("records"):
+        stage, name = row["stage"], f"reports/figures/{row['stage']}/{row['figure']}.png"
+        there = (root() / "notebooks" / f"{stage}.ipynb").is_file()
+        drawn = base is not None and there and row["figure"]
+        rows.append(
+            {"paper": row["paper"], "there": row["what"], "how far it is known": row["known"], "here": row["here"]}
+            | {"notebooks": linked([stage], base if there else None) or NOTHING}
+            | {"figure": f"[{row['figure']}]({base}{name})" if drawn else row["figure"] or NOTHING}
+        )
+    return pd.DataFrame(rows)
+
+
+def beyond(book: Book) -> pd.DataFrame:
+    """What was found here and is no claim of the papers, one number a row."""
+    rows = []
+    for text, numbers, stages in BEYOND:
+        for label, source in numbers:
+            found = number(book, source)
+            words = MISSING if found is None else in_words(found)
+            where = {"notebooks": linked(stages, "../"), "found": words}
+            rows.append({"what": text, "number": label} | where | _row(found, source))
+    return pd.DataFrame(rows)
+
+
+# As text
+
+
+def escape_markdown(text: str) -> str:
+    """Text for a cell of a Markdown table."""
+    signs = {"|": "&#124;", "<": "&lt;", ">": "&gt;", "*": r"\*", "\n": " "}
+    return "".join(signs.get(sign, sign) for sign in text)
+
+
+def markdown_rows(frame: pd.DataFrame, raw: Sequence[str] = ()) -> str:
+    """A frame of text as a Markdown table; columns in `raw` hold Markdown already."""
+    heads = [escape_markdown(name) for name in frame.columns]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for _, row in frame.iterrows():
+        cells = [str(cell) if name in raw else escape_markdown(str(cell)) for name, cell in row.items()]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def markdown(title: str, note: str, blocks: Sequence[Block], raw: Sequence[str] = ()) -> str:
+    """A whole table as Markdown: its title, what to know, and every block under its heading."""
+    parts = [f"# {title}", escape_markdown(note)]
+    for heading, frame in blocks:
+        parts += ([f"**{escape_markdown(heading)}**"] if heading else []) + [markdown_rows(frame, raw)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def latex(title: str, note: str, blocks: Sequence[Block]) -> str:
+    """A whole table as LaTeX: one tabular a block, long cells as paragraphs; needs the package booktabs."""
+    lines = ["% needs \\usepackage{booktabs}", "\\begin{table}", "\\centering\\small"]
+    lines.append(f"\\caption{{{_latex(f'{title}. {note}'.strip())}}}")
+    for heading, frame in blocks:
+        lines += [f"\\par\\medskip\\textbf{{{_latex(heading)}}}\\par"] if heading else []
+        wide = [frame[name].astype(str).str.len().max() > 32 for name in frame.columns]
+        share = f"p{{{0.7 / max(sum(wide), 1):.2f}\\textwidth}}"
+        cells = frame.astype(str).rename(columns=_latex).map(_latex)
+        lines.append(cells.to_latex(index=False, column_format="".join(share if w else "l" for w in wide)).rstrip())
+    return "\n".join([*lines, "\\end{table}"]) + "\n"
+
+
+def _latex(text: str) -> str:
+    """Text for LaTeX; signs beyond ASCII are left to the input encoding."""
+    known = {sign: f"\\{sign}" for sign in "&%$#_{}"}
+    known |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    known |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+    return "".join(known.get(sign, sign) for sign in text)
+
+
+# Publishing
+
+
+def publish(report: Report, book: Book, bounds: Bounds) -> list[Table]:
+    """Write everything under reports/tables as CSV, Markdown and LaTeX; returns the tables."""
+    found, base = tables(book), "../../../"
+    for table in found:
+        report.table(long(table), table.name)
+        _texts(report, table.name, (table.title, table.note), blocks(table), blocks(table))
+    report.table(evidence(book, bounds), "evidence")
+    report.table(beyond(book).drop(columns=["notebooks", "found"]), "beyond")
+    report.table(claims_table(book, bounds, base=None), "claims")
+    report.table(figures_table(base=None), "figures")
+    note = "Every number with its interval and its source is in evidence.csv."
+    note += "" if full_scale_rows(book) else f" At full scale: {MISSING}."
+    title = ("What the papers claim, and what was found here", note)
+    linking, plain = (claims_table(book, bounds, base=leads) for leads in (base, None))
+    _texts(report, "claims", title, [("", linking)], [("", plain)])
+    title = ("Figures and tables of the papers, and what is drawn here instead", "")
+    _texts(report, "figures", title, [("", figures_table(base=base))], [("", figures_table(base=None))])
+    return found
+
+
+def _texts(report: Report, name: str, head: tuple[str, str], linking: list, plain: list) -> None:
+    """A table as Markdown, with links, and as LaTeX, without."""
+    folder = report.root / "tables" / report.stage
+    write_whole(folder / f"{name}.md", markdown(*head, linking, RAW).encode())
+    write_whole(folder / f"{name}.tex", latex(*head, plain).encode())
+
+
+# README.md
+
+
+def marks(name: str) -> tuple[str, str]:
+    """Where a table that is made by the command begins and ends in README.md."""
+    return f"<!-- {name}: made by `{COMMAND}` -->", f"<!-- /{name} -->"
+
+
+def plus_minus(found: Number | None) -> str:
+    """A number with half the width of its interval, "0.763 ± 0.025"."""
+    if found is None:
+        return MISSING
+    n = results.digits_of(found)
+    return in_words(found) if found.half_width is None else f"{found.value:.{n}f} ± {found.half_width:.{n}f}"
+
+
+def used(book: Book) -> list[Number]:
+    """Every number of the table of methods, with its source."""
+    return [one for row in standings(book, README_METHODS) for one in row.cells.values() if one is not None]
+
+
+def methods_text(book: Book) -> str:
+    """The miniature's methods, one table a network."""
+    parts = []
+    for net, name in NETS.items():
+        rows = [row for row in standings(book, README_METHODS) if row.kind == f"miniature ({name})"]
+        frame = pd.DataFrame(
+            {"method": row.labels["model"]}
+            | {results.metric_name(key): plus_minus(one) for key, one in row.cells.items()}
+            for row in rows
+        )
+        parts.append(f"*Miniature, {name}* (`table.{net}`, scale {rows[0].scale}):")
+        parts.append(markdown_rows(frame))
+    return "\n\n".join(parts)
+
+
+def headlines(book: Book) -> str:
+    """What the papers report for PixArt-alpha."""
+    rows = [row for place in HEADLINES for row in reported_rows(book, *place)]
+    table = Table("headlines", "", "", tuple(rows))
+    return markdown_rows(blocks(table)[0][1])
+
+
+def results_text(book: Book, bounds: Bounds) -> str:
+    """All that README.md tells of the results."""
+    frame = claims_table(book, bounds, base="", short=True)
+    frame = frame[["claim", "verdict", "evidence here (met of asked)", "notebooks"]]
+    metrics = f"reports/metrics/{LAST}.json"
+    return "\n\n".join(
+        [
+            markdown_rows(frame, RAW),
+            f"Means over seeds ± half the width of the 95% interval, on captions that alignment did not see, from\n"
+            f"[{metrics}]({metrics}):",
+            methods_text(book),
+            "*Reported by the papers*, on other prompts, other judges and other scales, for PixArt-alpha:",
+            headlines(book),
+        ]
+    )
+
+
+def manifests() -> list[dict]:
+    """The manifest of every stage that was run."""
+    folder = root() / "reports" / "manifests"
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("[0-9]*.json"))]
+
+
+def times(found: list[dict]) -> str:
+    """What each part of the book took on the machine that made its results."""
+    rows = []
+    for part, (first, last) in PARTS.items():
+        runs = [run for run in found if first <= run["stage"][:2] <= last]
+        runs = [run for run in runs if first < "30" or run["scale"] == "full"]
+        row = {"part": f"{part} ({first} to {last})"}
+        if not runs:
+            rows.append(row | dict.fromkeys(("scale", "wall time", "CPU time", "most memory", "on"), MISSING))
+            continue
+        minutes = {key: sum(run[key] for run in runs) / 60 for key in ("wall_seconds", "cpu_seconds")}
+        machines = dict.fromkeys(f"{run['machine']}, {run['device']}" for run in runs)
+        rows.append(
+            row
+            | {"scale": ", ".join(dict.fromkeys(run["scale"] for run in runs))}
+            | {"wall time": f"{minutes['wall_seconds']:.0f} min", "CPU time": f"{minutes['cpu_seconds']:.0f} min"}
+            | {
+                "most memory": f"{max(run['peak_memory_mib'] for run in runs) / 1024:.1f} GiB",
+                "on": "; ".join(machines),
+            }
+        )
+    return markdown_rows(pd.DataFrame(rows))
+
+
+def bounds() -> Bounds:
+    """The bounds of params.yaml."""
+    p = section("41_paper_and_here")
+    return Bounds(**{field.name: getattr(p, field.name) for field in dataclasses.fields(Bounds)})
+
+
+def replaced(text: str, name: str, make: Callable[[], str]) -> str:
+    """README.md with one of its tables made anew; a lost mark is an error."""
+    first, last = marks(name)
+    if text.count(first) != 1 or text.count(last) != 1:
+        raise InputError(f"README.md needs the marks {first} and {last}, once each")
+    before, rest = text.split(first)
+    return f"{before}{first}\n{make()}\n{last}{rest.split(last)[1]}"
+
+
+def main() -> int:
+    """Write all tables of README.md anew."""
+    readme = root() / "README.md"
+    try:
+        book, text = results.read(), readme.read_text()
+        text = replaced(text, "results", lambda: results_text(book, bounds()))
+        readme.write_text(replaced(text, "times", lambda: times(manifests())))
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
