@@ -86,7 +86,7 @@ class Settings:
         return map_cond(lambda leaf: leaf.chunk(self.share[1], len(self.batch_shape) - 1)[self.share[0]], drawn)
 
 
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "diff_instruct": {"divergence": "integral_kl", "guidance": "in", "alpha_rew": 0.0},
     "sim": {"divergence": "score", "guidance": "in", "alpha_rew": 0.0},
     "dipp": {"divergence": "integral_kl", "guidance": "in"},
@@ -124,7 +124,9 @@ class StepRecord:
     samples: Tensor | None = None
 
 
-def draw_samples(gen: Generate, settings: Settings, draw_cond: DrawCond, generator: torch.Generator, like: Tensor):
+def draw_samples(
+    gen: Generate, settings: Settings, draw_cond: DrawCond, generator: torch.Generator, like: Tensor
+) -> tuple[Tensor, Cond]:
     """c from the prompts, z ~ N(0, I) (*batch_shape, *z_shape) of the dtype of `like`, x0 = g(z, c); returns (x0, c).
 
     Algorithm 1, lines 4, 7.
@@ -148,9 +150,9 @@ def draw_noise(x0: Tensor, settings: Settings, generator: torch.Generator) -> tu
 
 def generator_terms(
     *,
-    reward: Reward | None,
-    ta: ScoreModel | None,
-    ref: ScoreModel | None,
+    reward: Reward,
+    ta: ScoreModel,
+    ref: ScoreModel,
     schedule: NoiseSchedule,
     settings: Settings,
     t: Tensor,
@@ -169,13 +171,20 @@ def generator_terms(
         xt = schedule.perturb(x0, t, eps)
         with torch.set_grad_enabled(score_based):
             s_ta, s_ref = ta(xt, t, cond), guided_score(ref, xt, t, cond, null_cond, inside)
-        parts = {"t": t, "s_ta": s_ta, "s_ref": s_ref, "weight": settings.weight}
+        w, scale = settings.weight, None
         if settings.per_sample_normaliser:
-            parts["normaliser"] = divergences.sample_normaliser(x0=x0, xt=xt, t=t, s_ref=s_ref, schedule=schedule)
+            scale = divergences.sample_normaliser(x0=x0, xt=xt, t=t, s_ref=s_ref, schedule=schedule)
         if not score_based:
-            return divergences.integral_kl_surrogate(xt=xt, **parts)
-        s_cond = conditional_score(eps, t, schedule)
-        return divergences.score_divergence_surrogate(s_cond=s_cond, distance=settings.distance, **parts)
+            return divergences.integral_kl_surrogate(xt=xt, t=t, s_ta=s_ta, s_ref=s_ref, weight=w, normaliser=scale)
+        return divergences.score_divergence_surrogate(
+            t=t,
+            s_ta=s_ta,
+            s_ref=s_ref,
+            s_cond=conditional_score(eps, t, schedule),
+            weight=w,
+            distance=settings.distance,
+            normaliser=scale,
+        )
 
     def guidance(x0: Tensor) -> Tensor:
         xt = schedule.perturb(x0, t, eps)
@@ -183,9 +192,19 @@ def generator_terms(
             s_cond, s_null = score_pair(ref, xt, t, cond, null_cond)
         return cfg_reward_surrogate(xt=xt, t=t, s_cond=s_cond, s_null=s_null, weight=settings.weight)
 
-    terms = {} if is_zero(settings.alpha_rew) else {"reward": Term(lambda x0: reward(x0, cond), -settings.alpha_rew)}
-    terms |= {} if settings.divergence == "none" else {"divergence": Term(divergence)}
-    return terms if is_zero(outside) else terms | {"guidance": Term(guidance, -outside)}
+    terms = {}
+    if not is_zero(settings.alpha_rew):
+        terms["reward"] = Term(lambda x0: reward(x0, cond), -settings.alpha_rew)
+    if settings.divergence != "none":
+        terms["divergence"] = Term(divergence)
+    if not is_zero(outside):
+        terms["guidance"] = Term(guidance, -outside)
+    return terms
+
+
+def _absent(*_: Any) -> Tensor:
+    """Stands for a role that the settings do not ask for; never called."""
+    raise AssertionError("a role that is not there was asked")
 
 
 def align(
@@ -217,12 +236,20 @@ def align(
 
     Algorithm 1, lines 2, 3.
     """
-    roles = {} if settings.divergence == "none" else {"ta": ta, "ref": ref}
-    roles |= {} if is_zero(settings.alpha_rew) else {"reward": reward}
-    if missing := [name for name, role in roles.items() if role is None]:
+    needed: dict[str, Any] = {}
+    if settings.divergence != "none":
+        needed |= {"ta": ta, "ref": ref}
+    if not is_zero(settings.alpha_rew):
+        needed["reward"] = reward
+    if settings.ta_steps:
+        needed["ta_optimizer"] = ta_optimizer
+    if missing := [name for name, role in needed.items() if role is None]:
         raise ValueError(f"these settings need {' and '.join(missing)}")
+    ta = _absent if ta is None else ta
+    ref = _absent if ref is None else ref
+    reward = _absent if reward is None else reward
     draw = partial(draw_samples, gen, settings, draw_cond, generator, parameters_of(gen_optimizer)[0])
-    clip, record = {"max_grad_norm": settings.max_grad_norm}, None
+    record = None
     for optimizer in filter(None, (gen_optimizer, ta_optimizer)):
         optimizer.zero_grad(set_to_none=True)
     for step in range(start_step, steps):
@@ -230,21 +257,42 @@ def align(
             drawn = draw() if settings.share_samples else None
             ta_losses = []
             for _ in range(settings.ta_steps):
+                assert ta_optimizer is not None
                 with torch.no_grad():
                     x0, cond = drawn or draw()
                 t, eps = draw_noise(x0, settings, generator)
-                batch = {"x0": x0, "t": t, "eps": eps, "cond": cond, "schedule": schedule, "backward": backward}
-                ta_losses.append(assistant_step(ta, ta_optimizer, ta_weight=settings.ta_weight, **batch, **clip))
+                ta_loss = assistant_step(
+                    ta,
+                    ta_optimizer,
+                    x0=x0,
+                    t=t,
+                    eps=eps,
+                    cond=cond,
+                    schedule=schedule,
+                    ta_weight=settings.ta_weight,
+                    max_grad_norm=settings.max_grad_norm,
+                    backward=backward,
+                )
+                ta_losses.append(ta_loss)
             x0, cond = drawn or draw()
             t, eps = draw_noise(x0, settings, generator)
-            batch = {"t": t, "eps": eps, "cond": cond, "null_cond": null_cond, "schedule": schedule}
-            terms = generator_terms(reward=reward, ta=ta, ref=ref, settings=settings, **batch)
+            terms = generator_terms(
+                reward=reward,
+                ta=ta,
+                ref=ref,
+                schedule=schedule,
+                settings=settings,
+                t=t,
+                eps=eps,
+                cond=cond,
+                null_cond=null_cond,
+            )
             with frozen(parameters_of(ta_optimizer)):
                 staged = staged_backward(x0, terms, backward)
-            grad_norm = descend(gen_optimizer, "generator", run_ndim=t.ndim - 1, **clip)
+            grad_norm = descend(gen_optimizer, "generator", run_ndim=t.ndim - 1, max_grad_norm=settings.max_grad_norm)
         except NonFiniteError as error:
             raise NonFiniteError(error.term, step, record) from error
-        ta_loss = torch.stack(ta_losses).mean(0) if ta_losses else None
+        mean_ta_loss = torch.stack(ta_losses).mean(0) if ta_losses else None
         samples = x0.detach() if settings.samples_every and step % settings.samples_every == 0 else None
-        record = StepRecord(step, staged.means, staged.norms, grad_norm, ta_loss, samples)
+        record = StepRecord(step, staged.means, staged.norms, grad_norm, mean_ta_loss, samples)
         yield record

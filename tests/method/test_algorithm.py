@@ -354,7 +354,9 @@ def test_the_loop_lands_on_the_closed_form():
     torch.testing.assert_close(scale.data, ref.cov.diagonal().sqrt(), rtol=0.05, atol=0.02)
 
 
-@pytest.mark.parametrize(("name", "missing"), [("dipp", "ta and ref and reward"), ("sim", "ta and ref")])
+@pytest.mark.parametrize(
+    ("name", "missing"), [("dipp", "ta and ref and reward and ta_optimizer"), ("sim", "ta and ref and ta_optimizer")]
+)
 def test_missing_roles_are_named_before_the_first_step(name, missing):
     steps = align(
         gen=None, ta=None, ref=None, reward=None, schedule=SCHEDULE, settings=preset(name, **NUMBERS),
