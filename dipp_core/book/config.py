@@ -17,12 +17,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML, YAMLError
 
-from dipp_core.files import root
+from dipp_core.files import InputError, root
 
 SCALES = ("smoke", "mini", "full")
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """One line per mistake, each complete in itself."""
 
 

@@ -7,9 +7,10 @@ import pathlib
 from torch import Tensor
 
 from dipp_core.book import config
+from dipp_core.files import InputError
 
 
-class SavedRunError(RuntimeError):
+class SavedRunError(InputError):
     """One line that says which saved run is missing or broken, and what to do."""
 
 

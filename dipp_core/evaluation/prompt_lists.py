@@ -1,31 +1,34 @@
 """Lists of prompts to evaluate on: read from data/prompts, split by family, every file as it was first fetched.
 
-Nothing but our own list is committed; `prompt_fetch` fetches the others. data/prompts/README.md says what they are.
+    .venv/bin/python -m dipp_core.evaluation.prompt_lists [LIST ..]    fetches these lists; all, if none is named
+
+Nothing but our own list is committed; data/prompts/README.md says what the others are. Their publishers state no
+checksums: the first fetch records what it finds in data/prompts/checksums.csv, and every reading verifies it ever
+after. A file that was put there by hand is taken by the same command.
 """
 
+import argparse
 import csv
 import hashlib
 import io
 import json
 import pathlib
+import sys
+import urllib.request
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from dipp_core.book import config
+from dipp_core.files import InputError, first_line, root, write_whole
 
 FAMILIES = ("photos", "art styles", "long prompts", "out of distribution")
 STYLES = ("anime", "concept-art", "paintings", "photo")  # of the HPSv2 benchmark, in this order
-COMMAND = "`python -m dipp_core.evaluation.prompt_fetch {}`"
+COMMAND = "`.venv/bin/python -m dipp_core.evaluation.prompt_lists {}`"
 CHECKSUMS = "checksums.csv"
 COCO_SEED, COCO_COUNT = 2017, 1000
 LONG_WORDS = 25  # from so many words on a Parti prompt is a long one
 PARTI_ART = {"Arts", "Illustrations", "Style & Format"}  # categories and challenges
 PARTI_ODD = {"Abstract", "Imagination", "Linguistic Structures", "Quantity", "Writing & Symbols"}
-
-
-class PromptError(RuntimeError):
-    """One line that says what is wrong with a list of prompts, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def parse_coco(contents: list[bytes], *, seed: int = COCO_SEED, count: int = COC
     """
     with zipfile.ZipFile(io.BytesIO(contents[0])) as archive:
         annotations = json.loads(archive.read("annotations/captions_val2017.json"))["annotations"]
-    first = {}
+    first: dict[int, str] = {}
     for entry in sorted(annotations, key=lambda entry: entry["id"]):
         first.setdefault(entry["image_id"], entry["caption"])
 
@@ -128,60 +131,108 @@ LISTS = {
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
+def known_list(name: str, lists: Mapping[str, PromptList]) -> PromptList:
+    if name not in lists:
+        raise InputError(f"there is no list {name!r}; known are {', '.join(lists)}")
+    return lists[name]
+
+
 def checksums(folder: pathlib.Path) -> dict[str, str]:
     path = folder / CHECKSUMS
     return {row["file"]: row["sha256"] for row in csv.DictReader(path.open())} if path.is_file() else {}
 
 
-def _contents(name: str, wanted: PromptList, folder: pathlib.Path) -> list[bytes]:
-    """The files of a list, every one as it was when it was first fetched."""
-    known, contents, how = checksums(folder), [], COMMAND.format(name)
-    for file, address in wanted.files.items():
-        path = folder / file
-        if not path.is_file():
-            raise PromptError(f"{path} is missing: the list {name} ({wanted.about}, {wanted.size}) is fetched by {how}")
-        contents.append(path.read_bytes())
-        if not address:  # it is committed
-            continue
-        if file not in known:
-            raise PromptError(f"{path} has no recorded checksum: {how} checks it and records one")
-        if known[file] != hashlib.sha256(contents[-1]).hexdigest():
-            raise PromptError(f"{path} is not the file in {CHECKSUMS} (cut off, or changed): remove it, then {how}")
-    return contents
-
-
-def rows_of(name: str, wanted: PromptList, contents: list[bytes]) -> Rows:
+def parsed(name: str, wanted: PromptList, contents: list[bytes]) -> Rows:
+    """The rows of a list, checked."""
     where = " and ".join(wanted.files)
     try:
         rows = wanted.parse(contents)
     except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, csv.Error) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:150]
-        raise PromptError(f"{where} cannot be read as the list {name} ({type(error).__name__}: {why})") from None
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{where} cannot be read as the list {name} ({why})") from None
     if len(rows) != wanted.count:
-        raise PromptError(
+        raise InputError(
             f"{where}: the list {name} has {len(rows)} prompts, not {wanted.count}: cut off, or another list"
         )
     if empty := [k for k, (text, *_) in enumerate(rows) if not text.strip()]:
-        raise PromptError(f"{where}: prompt {empty[0]} of the list {name} is empty")
+        raise InputError(f"{where}: prompt {empty[0]} of the list {name} is empty")
     return rows
 
 
 def read(
-    name: str,
-    *,
-    per_group: int = 0,
-    folder: pathlib.Path | None = None,
-    lists: Mapping[str, PromptList] = LISTS,
+    name: str, *, per_group: int = 0, folder: pathlib.Path | None = None, lists: Mapping[str, PromptList] = LISTS
 ) -> list[Prompt]:
-    """The prompts of a list, checked; `per_group` > 0 takes only the first so many of every group of the publishers."""
-    if name not in lists:
-        raise PromptError(f"there is no list {name!r}; known are {', '.join(lists)}")
-    folder = folder or config.root() / "data" / "prompts"
-    rows = rows_of(name, lists[name], _contents(name, lists[name], folder))
+    """The prompts of a list, every file as it was when it was first fetched.
+
+    `per_group` > 0 takes only the first so many of every group of the publishers.
+    """
+    wanted, folder = known_list(name, lists), folder or root() / "data" / "prompts"
+    known, contents, how = checksums(folder), [], COMMAND.format(name)
+    for file, address in wanted.files.items():
+        path = folder / file
+        if not path.is_file():
+            raise InputError(f"{path} is missing: the list {name} ({wanted.about}, {wanted.size}) is fetched by {how}")
+        contents.append(path.read_bytes())
+        if address and file not in known:  # one without an address is committed
+            raise InputError(f"{path} has no recorded checksum: {how} checks it and records one")
+        if address and known[file] != hashlib.sha256(contents[-1]).hexdigest():
+            raise InputError(f"{path} is not the file in {CHECKSUMS} (cut off, or changed): remove it, then {how}")
     taken: dict[str, int] = {}
     prompts = []
-    for index, (text, family, group) in enumerate(rows):
+    for index, (text, family, group) in enumerate(parsed(name, wanted, contents)):
         taken[group] = taken.get(group, 0) + 1
         if not per_group or taken[group] <= per_group:
             prompts.append(Prompt(index, text, family, group))
     return prompts
+
+
+# ----------------------------------------------------------------------------------------------------------- fetching
+
+
+def _download(address: str, path: pathlib.Path) -> bytes:
+    try:
+        with urllib.request.urlopen(address, timeout=60) as answer:
+            return answer.read()
+    except (OSError, ValueError) as error:
+        why = first_line(error)
+        raise InputError(f"{address} cannot be fetched ({why}): try again, or put the file at {path}") from None
+
+
+def fetch(name: str, *, folder: pathlib.Path | None = None, lists: Mapping[str, PromptList] = LISTS) -> int:
+    """Fetch the files of a list that are not here and record their checksums; returns how many prompts it has.
+
+    What is no such list is neither recorded nor kept.
+    """
+    wanted, folder = known_list(name, lists), folder or root() / "data" / "prompts"
+    contents = {}
+    for file, address in wanted.files.items():
+        path = folder / file
+        contents[file] = path.read_bytes() if path.is_file() or not address else _download(address, path)
+    parsed(name, wanted, list(contents.values()))
+    table, known = folder / CHECKSUMS, checksums(folder)
+    lines = table.read_text().splitlines() if table.is_file() else ["file,sha256,bytes,url"]
+    for file, content in contents.items():
+        if not (folder / file).is_file():
+            write_whole(folder / file, content)
+        if wanted.files[file] and file not in known:
+            lines.append(f"{file},{hashlib.sha256(content).hexdigest()},{len(content)},{wanted.files[file]}")
+    if len(lines) > 1 + len(known):
+        write_whole(table, "\n".join(lines) + "\n")
+    return len(read(name, folder=folder, lists=lists))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog=COMMAND.format("").strip("` "), description="Fetch lists of prompts.")
+    parser.add_argument("lists", nargs="*", metavar="LIST", help=f"of {', '.join(LISTS)}; all, if none is named")
+    given = parser.parse_args(arguments)
+    try:
+        for name in given.lists or LISTS:
+            print(f"{name}: {fetch(name)} prompts")
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

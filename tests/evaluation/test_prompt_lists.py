@@ -10,7 +10,8 @@ import zipfile
 import pytest
 
 from dipp_core.evaluation import prompt_lists
-from dipp_core.evaluation.prompt_lists import FAMILIES, LISTS, PromptError, read
+from dipp_core.evaluation.prompt_lists import FAMILIES, LISTS, PromptList, fetch, parse_parti, read
+from dipp_core.files import InputError
 
 PARTI = (
     "Prompt\tCategory\tChallenge\tNote\n"
@@ -130,7 +131,7 @@ ZIP = "annotations_trainval2017.zip"
             "coco",
             ZIP,
             None,
-            "is missing: the list coco .* is fetched by `python -m dipp_core.evaluation.prompt_fetch coco`",
+            "is missing: the list coco .* is fetched by `.venv/bin/python -m dipp_core.evaluation.prompt_lists coco`",
         ),
         ("coco", ZIP, archive(ANNOTATIONS)[:-30], "cannot be read as the list coco .BadZipFile"),
         ("coco", ZIP, archive(ANNOTATIONS[:6]), "the list coco has 2 prompts, not 4: cut off, or another list"),
@@ -147,7 +148,7 @@ def test_a_flaw_is_one_line(folder, name, file, content, says):
     if content is not None:
         (folder / file).write_bytes(content)
         record(folder, file)
-    with pytest.raises(PromptError, match=says) as caught:
+    with pytest.raises(InputError, match=says) as caught:
         read(name, folder=folder, lists=SMALL)
     assert "\n" not in str(caught.value)
 
@@ -155,18 +156,69 @@ def test_a_flaw_is_one_line(folder, name, file, content, says):
 def test_a_file_that_changed_since_it_was_fetched_is_refused(folder):
     path = folder / "PartiPrompts.tsv"
     path.write_bytes(path.read_bytes().replace(b"a teapot", b"a kettle"))
-    with pytest.raises(PromptError, match=r"is not the file in checksums.csv .cut off, or changed.: remove it"):
+    with pytest.raises(InputError, match=r"is not the file in checksums.csv .cut off, or changed.: remove it"):
         read("parti", folder=folder, lists=SMALL)
 
 
 def test_a_file_without_a_checksum_is_refused(folder):
     (folder / "checksums.csv").write_text("file,sha256,bytes,url\n")
     with pytest.raises(
-        PromptError, match=r"has no recorded checksum: `python -m dipp_core.evaluation.prompt_fetch parti`"
+        InputError, match=r"has no recorded checksum: `.venv/bin/python -m dipp_core.evaluation.prompt_lists parti`"
     ):
         read("parti", folder=folder, lists=SMALL)
 
 
 def test_an_unknown_list_is_one_line():
-    with pytest.raises(PromptError, match="no list 'cocoa'; known are own, coco, hpsv2, parti"):
+    with pytest.raises(InputError, match="no list 'cocoa'; known are own, coco, hpsv2, parti"):
         read("cocoa")
+
+
+# ------------------------------------------------------------------------------------------------------------ fetching
+
+
+TABLE = "Prompt\tCategory\tChallenge\tNote\na cat\tAnimals\tBasic\t\na dog\tAnimals\tBasic\t\n"
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A folder that stands for the publisher: the file, and what fetches its list into tmp_path/prompts."""
+    path = tmp_path / "published.tsv"
+    path.write_text(TABLE)
+    lists = {"some": PromptList({"some.tsv": path.as_uri()}, parse_parti, 2, "some", "1 kB")}
+    return path, {"folder": tmp_path / "prompts", "lists": lists}
+
+
+def test_the_first_fetch_records_a_checksum_and_later_ones_verify_it(published):
+    path, where = published
+    assert fetch("some", **where) == 2
+    recorded = (where["folder"] / "checksums.csv").read_text()
+    assert recorded.splitlines()[1].split(",")[0::2] == ["some.tsv", str(len(TABLE))]
+    assert [prompt.text for prompt in read("some", **where)] == ["a cat", "a dog"]
+    path.unlink()
+    assert fetch("some", **where) == 2, "what is here is not fetched again"
+    path.write_text(TABLE.replace("dog", "elk"))
+    (where["folder"] / "some.tsv").unlink()
+    with pytest.raises(InputError, match=r"is not the file in checksums.csv"):
+        fetch("some", **where)
+    assert (where["folder"] / "checksums.csv").read_text() == recorded
+
+
+def test_what_is_no_such_list_is_neither_kept_nor_recorded_and_a_file_put_there_by_hand_is_taken(published):
+    path, where = published
+    path.write_text("<!DOCTYPE html>")
+    with pytest.raises(InputError, match="cannot be read as the list some"):
+        fetch("some", **where)
+    assert not where["folder"].exists()
+    path.unlink()
+    with pytest.raises(InputError, match=r"cannot be fetched .*: try again, or put the file at .*some.tsv$"):
+        fetch("some", **where)
+    where["folder"].mkdir()
+    (where["folder"] / "some.tsv").write_text(TABLE)
+    assert fetch("some", **where) == 2
+
+
+def test_the_command_says_what_is_wrong_in_one_line(capsys, tmp_path, monkeypatch):
+    assert prompt_lists.main(["cocoa"]) == 2
+    assert capsys.readouterr().err == "there is no list 'cocoa'; known are own, coco, hpsv2, parti\n"
+    assert prompt_lists.main(["own"]) == 0
+    assert capsys.readouterr().out == "own: 48 prompts\n"

@@ -1,17 +1,20 @@
-"""What the miniature's judges say of pictures drawn for captions, every number with a 95% interval over the captions.
+"""Numbers: of clouds in the plane, of the miniature's pictures, and their 95% intervals over captions and seeds.
 
 Pictures come as (captions, pictures of each). Those of one caption are alike, so it is captions that are drawn again
 and again to see how much a number owes to the choice of them. A Frechet distance then compares with the data of the
 captions drawn, as often as they were: else it would measure how the draw differs from all captions.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
+from dipp_core.files import InputError
 from dipp_core.rewards.shapes import AttributeClassifier, PreferenceReward
 from dipp_core.worlds import shapes, shapes_gold
 
@@ -73,7 +76,7 @@ def new_judges(
 def judge(images: Tensor, attributes: Tensor, judges: Judges) -> Verdict:
     """All that is measured on pictures (n, k, 3, H, W) in [0, 1] of the judges' captions, with attributes (n, 4)."""
     if not torch.equal(attributes, judges.attributes):
-        raise ValueError("these judges know the data of other captions: make new ones with `new_judges`")
+        raise InputError("these judges know the data of other captions: make new ones with `new_judges`")
     n, k = images.shape[:2]
     flat, asked = images.flatten(0, 1), attributes.repeat_interleave(k, dim=0)
     found = {
@@ -132,7 +135,7 @@ class _Sums:
 # ---------------------------------------------------------------------------------------------------------- intervals
 
 
-def bootstrap(statistic: Statistic, *sizes: int, resamples: int, generator: torch.Generator) -> dict[str, Interval]:
+def bootstrap(statistic: Statistic, *sizes: int, resamples: int, generator: torch.Generator) -> dict[Any, Interval]:
     """Value, low and high end of the 95% interval of each number that `statistic(index of captions)` gives.
 
     The interval is the spread of the resampled numbers, moved so that its middle is their mean: captions drawn twice
@@ -174,7 +177,7 @@ def compare(
     """
     pairs, seeds = list(pairs), max(len(found) for found in runs.values())
     if wrong := [name for name, found in runs.items() if len(found) not in (1, seeds)]:
-        raise ValueError(f"{wrong[0]} has {len(runs[wrong[0]])} verdicts: one a seed, {seeds}, or a single one")
+        raise InputError(f"{wrong[0]} has {len(runs[wrong[0]])} verdicts: one a seed, {seeds}, or a single one")
     places = [(name, k) for name, found in runs.items() for k in range(len(found))]
     sums = _Sums([runs[name][k] for name, k in places], judges)
 
@@ -186,8 +189,8 @@ def compare(
 
     captions = len(next(iter(runs.values()))[0])
     found = bootstrap(statistic, captions, seeds, resamples=resamples, generator=generator)
-    values, gains = ({name: {key: found[name, key] for key in NUMBERS} for name in names} for names in (runs, pairs))
-    return values, gains
+    values = {name: {key: found[name, key] for key in NUMBERS} for name in runs}
+    return values, {pair: {key: found[pair, key] for key in NUMBERS} for pair in pairs}
 
 
 # ------------------------------------------------------------------------------------------------------- in words
@@ -212,3 +215,38 @@ def two_tables(
         whole.append(head | ends)
         short.append(head | words)
     return pd.DataFrame(whole), pd.DataFrame(short)
+
+
+# ------------------------------------------------------------------------------------------------ clouds in the plane
+
+
+def sliced_w2(x: Tensor, y: Tensor, projections: int = 48) -> float:
+    """Sliced 2-Wasserstein distance of two clouds in the plane, (N, 2) each, over equally spaced angles.
+
+    On a line the optimal transport between clouds of equal size pairs sorted points.
+    """
+    angles = torch.arange(projections, dtype=x.dtype, device=x.device) * (math.pi / projections)
+    directions = torch.stack([angles.cos(), angles.sin()])
+    gap = (x @ directions).sort(dim=0).values - (y @ directions).sort(dim=0).values
+    return gap.square().mean().sqrt().item()
+
+
+def coverage(samples: Tensor, means: Tensor, target: Tensor, radius: float, share: float = 0.25) -> Tensor:
+    """How many modes are covered: those with more than `share` of their target weight within `radius`.
+
+    samples (..., N, 2), means (k, 2), target weights (k,) -> (...), whole numbers.
+    """
+    near = (samples.unsqueeze(-2) - means).norm(dim=-1) < radius
+    return (near.float().mean(-2) > share * target).sum(-1)
+
+
+def precision(samples: Tensor, means: Tensor, radius: float) -> Tensor:
+    """The share of samples within `radius` of some mode; samples (..., N, 2), means (k, 2) -> (...)."""
+    near = (samples.unsqueeze(-2) - means).norm(dim=-1) < radius
+    return near.any(-1).float().mean(-1)
+
+
+def mode_weights(samples: Tensor, means: Tensor) -> Tensor:
+    """The share of samples whose nearest mode is k; samples (..., N, 2), means (k, 2) -> (..., k)."""
+    nearest = (samples.unsqueeze(-2) - means).norm(dim=-1).argmin(-1)
+    return torch.nn.functional.one_hot(nearest, len(means)).float().mean(-2)

@@ -1,13 +1,16 @@
-"""What the judges say of pictures, against loops over single pictures, and intervals against the closed form."""
+"""The judges' numbers against loops over single pictures, intervals and distances against closed forms."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
-from dipp_core.evaluation import verdicts
+from dipp_core.evaluation import statistics
+from dipp_core.evaluation.statistics import coverage, mode_weights, precision, sliced_w2
+from dipp_core.files import InputError
 from dipp_core.models.miniature import seeded
-from dipp_core.rewards.shapes import AttributeClassifier, PreferenceReward, judges_from
+from dipp_core.rewards.shapes import AttributeClassifier, PreferenceReward
 from dipp_core.worlds import shapes, shapes_gold
 
 ROWS = shapes.split("test")[:3]
@@ -22,7 +25,7 @@ def rng(seed=0):
 def judges():
     reward = seeded(PreferenceReward, 0, shapes.vocabulary())
     classifier = seeded(AttributeClassifier, 1, shapes.ATTRIBUTE_SIZES)
-    return verdicts.new_judges(reward, classifier, ROWS, 50, generator=rng())
+    return statistics.new_judges(reward, classifier, ROWS, 50, generator=rng())
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def verdict(images, judges):
-    return verdicts.judge(images, ROWS, judges)
+    return statistics.judge(images, ROWS, judges)
 
 
 def test_every_picture_is_judged_for_its_own_caption(images, judges, verdict):
@@ -50,8 +53,8 @@ def test_every_picture_is_judged_for_its_own_caption(images, judges, verdict):
 
 
 def test_numbers_are_means_over_captions_and_pictures(images, judges, verdict):
-    found = verdicts.numbers(verdict, judges)
-    assert tuple(found) == verdicts.NUMBERS
+    found = statistics.numbers(verdict, judges)
+    assert tuple(found) == statistics.NUMBERS
     flat, asked = images.flatten(0, 1), ROWS.repeat_interleave(COUNT, dim=0)
     assert found["accuracy"] == pytest.approx(judges.classifier.right(flat, asked).all(-1).float().mean().item())
     assert found["gold"] == pytest.approx(shapes_gold.gold(flat, asked).mean().item(), abs=1e-6)
@@ -63,38 +66,14 @@ def test_numbers_are_means_over_captions_and_pictures(images, judges, verdict):
 def test_captions_are_picked_with_all_their_pictures_and_data_as_often_as_the_index_says(images, judges, verdict):
     index = torch.tensor([2, 0, 2])
     chosen = dataclasses.replace(judges, attributes=ROWS[index], data=judges.data[index], clean=judges.clean[index])
-    again = verdicts.numbers(verdicts.judge(images[index], ROWS[index], chosen), chosen)
-    assert verdicts.numbers(verdict, judges, index) == pytest.approx(again, rel=1e-3, abs=1e-5)
-
-
-def test_data_are_not_far_from_themselves_whichever_captions_are_drawn(judges):
-    """Drawing captions changes which shapes there are; that is no distance."""
-    images = shapes.draw_pictures(ROWS.repeat_interleave(50, dim=0), generator=rng(6)).unflatten(0, (len(ROWS), 50))
-    verdict = verdicts.judge(images, ROWS, judges)
-    whole, once = (
-        verdicts.numbers(verdict, judges, index)["frechet_data"] for index in (None, torch.tensor([1, 1, 1]))
-    )
-    alone = shapes_gold.frechet_distance(judges.data.flatten(0, 1), verdict.features[1])
-    assert once < alone / 2
-    assert once < 5 * whole
-
-
-def test_pictures_of_other_captions_are_refused(images, judges):
-    with pytest.raises(ValueError, match="other captions: make new ones with `new_judges`"):
-        verdicts.judge(images, ROWS.flip(0), judges)
-
-
-def test_data_and_clean_data_are_two_draws_that_the_generator_fixes(judges):
-    rule = verdicts.new_judges(judges.reward, judges.classifier, ROWS, 50, generator=rng())
-    assert torch.equal(rule.data, judges.data)
-    assert rule.data.shape == rule.clean.shape == (len(ROWS), 50, 128)
-    assert not torch.equal(rule.data, rule.clean)
+    again = statistics.numbers(statistics.judge(images[index], ROWS[index], chosen), chosen)
+    assert statistics.numbers(verdict, judges, index) == pytest.approx(again, rel=1e-3, abs=1e-5)
 
 
 def test_the_interval_of_a_mean_is_the_closed_form():
     """Of n independent values: mean -/+ 1.96 s / sqrt(n), up to the noise of resampling."""
     values = torch.randn(400, generator=rng(2), dtype=torch.float64)
-    found = verdicts.bootstrap(
+    found = statistics.bootstrap(
         lambda index: {"mean": values[index].mean().item()}, 400, resamples=4000, generator=rng(3)
     )
     value, low, high = found["mean"]
@@ -103,63 +82,35 @@ def test_the_interval_of_a_mean_is_the_closed_form():
     assert (value - low, high - value) == pytest.approx((half, half), rel=0.08)
 
 
-def test_the_interval_covers_the_truth_about_as_often_as_it_says():
-    covered = []
-    for seed in range(200):
-        values = torch.randn(60, generator=rng(seed))
-        found = verdicts.bootstrap(
-            lambda index, values=values: {"mean": values[index].mean().item()}, 60, resamples=200, generator=rng(seed)
-        )
-        covered.append(found["mean"][1] <= 0 <= found["mean"][2])
-    assert 0.88 <= sum(covered) / len(covered) <= 0.99
-
-
-def test_a_statistic_that_repetitions_inflate_keeps_its_interval_around_its_value():
-    """The share of different captions falls when captions repeat: the interval must not fall with it."""
-    found = verdicts.bootstrap(
-        lambda index: {"different": len(index.unique()) / len(index)}, 50, resamples=200, generator=rng(4)
-    )
-    value, low, high = found["different"]
-    assert value == 1.0
-    assert low < value < high
-
-
-def test_a_verdict_with_intervals_is_the_same_for_the_same_generator(judges, verdict):
-    first, second = (verdicts.with_intervals(verdict, judges, resamples=20, generator=rng(5)) for _ in range(2))
-    assert first == second
-    assert tuple(first) == verdicts.NUMBERS
-    assert all(low <= value <= high for value, low, high in first.values() if low < high)
-
-
 def verdicts_of(images, judges, count):
     """One verdict a seed: pictures ever darker, so that every seed is another."""
-    return [verdicts.judge(images * (1 - 0.1 * k), ROWS, judges) for k in range(count)]
+    return [statistics.judge(images * (1 - 0.1 * k), ROWS, judges) for k in range(count)]
 
 
 def test_methods_are_compared_by_means_over_seeds_and_their_differences(images, judges, verdict):
     three, washed = verdicts_of(images, judges, 3), verdicts_of(0.5 + images / 2, judges, 3)
     runs = {"a": three, "b": washed, "alone": [verdict]}
-    values, gains = verdicts.compare(runs, judges, pairs=[("a", "b"), ("a", "alone")], resamples=5, generator=rng(7))
+    values, gains = statistics.compare(runs, judges, pairs=[("a", "b"), ("a", "alone")], resamples=5, generator=rng(7))
     for name, found in runs.items():
-        rows = [verdicts.numbers(one, judges) for one in found]
-        for key in verdicts.NUMBERS:
+        rows = [statistics.numbers(one, judges) for one in found]
+        for key in statistics.NUMBERS:
             assert values[name][key][0] == pytest.approx(sum(row[key] for row in rows) / len(rows))
     for (a, b), found in gains.items():
-        for key in verdicts.NUMBERS:
+        for key in statistics.NUMBERS:
             assert found[key][0] == pytest.approx(values[a][key][0] - values[b][key][0], abs=1e-9)
-    assert verdicts.compare(runs, judges, resamples=5, generator=rng(7))[0] == values
+    assert statistics.compare(runs, judges, resamples=5, generator=rng(7))[0] == values
 
 
 def test_a_verdict_comes_back_from_its_tensors(judges, verdict):
-    tensors = verdicts.to_tensors(verdict, "held out") | {"other": torch.zeros(1)}
+    tensors = statistics.to_tensors(verdict, "held out") | {"other": torch.zeros(1)}
     assert tensors["held out.gold"] is verdict.gold
-    again = verdicts.from_tensors(tensors, "held out")
+    again = statistics.from_tensors(tensors, "held out")
     assert all(torch.equal(getattr(again, f.name), getattr(verdict, f.name)) for f in dataclasses.fields(verdict))
 
 
 def test_what_a_pair_has_in_common_falls_out_of_its_gain(images, judges):
     runs = {"a": verdicts_of(images, judges, 3), "b": verdicts_of(images, judges, 3)}
-    values, gains = verdicts.compare(runs, judges, pairs=[("a", "b")], resamples=20, generator=rng(8))
+    values, gains = statistics.compare(runs, judges, pairs=[("a", "b")], resamples=20, generator=rng(8))
     assert all(ends == (0, 0, 0) for ends in gains["a", "b"].values())
     assert values["a"]["gold"][1] < values["a"]["gold"][2]
 
@@ -171,22 +122,16 @@ def test_seeds_widen_an_interval(images, judges):
         dataclasses.replace(v, **{f.name: getattr(v, f.name)[:1] for f in dataclasses.fields(v)}) for v in three
     ]
     judge = dataclasses.replace(judges, attributes=ROWS[:1], data=judges.data[:1], clean=judges.clean[:1])
-    (value, low, high) = verdicts.compare({"a": one_caption}, judge, resamples=300, generator=rng(9))[0]["a"]["gold"]
-    seeds = torch.tensor([verdicts.numbers(v, judge)["gold"] for v in one_caption])
+    (value, low, high) = statistics.compare({"a": one_caption}, judge, resamples=300, generator=rng(9))[0]["a"]["gold"]
+    seeds = torch.tensor([statistics.numbers(v, judge)["gold"] for v in one_caption])
     assert value == pytest.approx(seeds.mean().item())
     assert low >= seeds.min() - (seeds.max() - seeds.min())
     assert high - low == pytest.approx(2 * 1.96 * seeds.std(correction=0).item() / 3**0.5, rel=0.25)
 
 
-def test_methods_of_different_numbers_of_seeds_are_refused(images, judges):
-    three = verdicts_of(images, judges, 3)
-    with pytest.raises(ValueError, match="b has 2 verdicts: one a seed, 3, or a single one"):
-        verdicts.compare({"a": three, "b": three[:2]}, judges, resamples=2, generator=rng())
-
-
 def test_tables_have_both_ends_in_the_file_and_half_widths_on_the_page():
     found = {"gold": (0.8121, 0.79, 0.83), "frechet_data": (45.3, 40.0, 50.0)}
-    whole, short = verdicts.two_tables([({"method": "DI++"}, found)])
+    whole, short = statistics.two_tables([({"method": "DI++"}, found)])
     assert whole.to_dict("records") == [
         {
             "method": "DI++",
@@ -201,14 +146,47 @@ def test_tables_have_both_ends_in_the_file_and_half_widths_on_the_page():
     assert short.to_dict("records") == [
         {"method": "DI++", "gold": "0.812\xa0±\xa00.020", "frechet data": "45\xa0±\xa05"}
     ]
-    assert verdicts.in_words(0.5, 0.4, 0.6, digits=1) == "0.5\xa0±\xa00.1"
+    assert statistics.in_words(0.5, 0.4, 0.6, digits=1) == "0.5\xa0±\xa00.1"
 
 
-def test_judges_come_back_from_their_tensors_and_are_frozen(judges, images):
-    tensors = {f"reward.{k}": v for k, v in judges.reward.state_dict().items()}
-    tensors |= {f"classifier.{k}": v for k, v in judges.classifier.state_dict().items()}
-    reward, classifier = judges_from(tensors, words=shapes.vocabulary(), sizes=shapes.ATTRIBUTE_SIZES)
-    flat, asked = images.flatten(0, 1), ROWS.repeat_interleave(COUNT, dim=0)
-    assert torch.equal(reward(flat, shapes.captions(asked)), judges.reward(flat, shapes.captions(asked)))
-    assert torch.equal(classifier.features(flat), judges.classifier.features(flat))
-    assert not any(weight.requires_grad for judge in (reward, classifier) for weight in judge.parameters())
+def test_other_captions_and_other_numbers_of_seeds_are_refused(images, judges):
+    with pytest.raises(InputError, match="other captions: make new ones with `new_judges`"):
+        statistics.judge(images, ROWS.flip(0), judges)
+    three = verdicts_of(images, judges, 3)
+    with pytest.raises(InputError, match="b has 2 verdicts: one a seed, 3, or a single one"):
+        statistics.compare({"a": three, "b": three[:2]}, judges, resamples=2, generator=rng())
+
+
+# ------------------------------------------------------------------------------------------------ clouds in the plane
+
+
+@pytest.fixture
+def cloud():
+    return torch.randn(500, 2, generator=rng(), dtype=torch.float64)
+
+
+def test_sliced_w2_of_shifted_and_scaled_clouds_in_closed_form(cloud):
+    assert sliced_w2(cloud, cloud.flip(0)) == 0.0
+    shift, size = torch.tensor([0.3, -0.4], dtype=torch.float64), cloud.square().sum(-1).mean().sqrt().item()
+    assert sliced_w2(cloud, cloud + shift) == pytest.approx(0.5 / math.sqrt(2), rel=1e-12)
+    assert sliced_w2(cloud, 3 * cloud) == pytest.approx(2 * size / math.sqrt(2), rel=1e-12)
+
+
+MODES = torch.tensor([[0.0, 0.0], [4.0, 0.0]], dtype=torch.float64)
+
+
+def test_precision_counts_what_is_near_a_mode():
+    samples = torch.tensor([[0.1, 0.0], [3.9, 0.0], [2.0, 0.0], [0.0, 1.1]], dtype=torch.float64)
+    assert precision(samples, MODES, radius=1.0).item() == 0.5
+    assert precision(torch.stack([samples, samples[:2].repeat(2, 1)]), MODES, radius=1.0).tolist() == [0.5, 1.0]
+
+
+def test_a_mode_is_covered_when_it_has_its_share(cloud):
+    samples = torch.cat([0.1 * cloud[:400], 0.1 * cloud[400:] + MODES[1]])  # a fifth at the second mode
+    assert coverage(samples, MODES, torch.tensor([0.5, 0.5]), radius=1.0).item() == 2
+    assert coverage(samples, MODES, torch.tensor([0.1, 0.9]), radius=1.0).item() == 1
+
+
+def test_the_weights_of_the_modes_are_the_shares_nearest_to_them(cloud):
+    samples = torch.cat([0.1 * cloud[:400], 0.1 * cloud[400:] + MODES[1]])
+    torch.testing.assert_close(mode_weights(samples, MODES), torch.tensor([0.8, 0.2]))
