@@ -19,6 +19,8 @@ no_python="no Python 3.11.5 or later 3.11 here, and none could be fetched: insta
 offline="dns error|error sending request|connect error|timed out|name resolution|NewConnectionError|\
 Network is unreachable|Connection refused|ProxyError|ConnectTimeout"
 
+megabytes_free() { df -Pk . | awk 'NR == 2 { print int($4 / 1000) }'; }
+
 exec 3>&1
 try() {  # run a command and show its output, but for uv's list of every package; a failure of a known kind ends here
     output=$({ "$@" 2>&1 && echo succeeded; } | while IFS= read -r line; do
@@ -29,6 +31,7 @@ try() {  # run a command and show its output, but for uv's list of every package
         *succeeded) return 0 ;;
         *"No space left"* | *"os error 28"* | *"Errno 28"*) fail "$disk_full" ;;
     esac
+    [ "$(megabytes_free)" -ge 50 ] || fail "$disk_full"
     if echo "$output" | grep -Eiq "$offline"; then fail "$no_network"; fi
     return 1
 }
@@ -55,7 +58,7 @@ rm -rf .venv.old
 rm -rf .venv .venv.old
 
 case $PWD in *:*) fail "the path of this checkout has a colon, which no PATH can hold: move it" ;; esac
-free=$(df -Pk . | awk 'NR == 2 { print int($4 / 1000) }')
+free=$(megabytes_free)
 [ "$free" -ge 3000 ] || fail "too little disk: $free MB free here, 3 GB needed (8 GB with a CUDA build of torch)"
 
 # another environment must not leak in; pip's settings count for uv, too
@@ -82,7 +85,7 @@ fi
 is "(3, 11, 5) <= sys.version_info < (3, 12)" || python=
 if [ -n "$uv" ]; then
     "$uv" venv --quiet --allow-existing --python "${python:->=3.11.5,<3.12}" .venv || fail "$no_python"
-    must "$uv" pip install --python .venv/bin/python --compile-bytecode -r requirements.lock
+    must "$uv" pip install --python .venv/bin/python -r requirements.lock
     must "$uv" pip install --python .venv/bin/python --quiet --no-deps --no-build-isolation -e .
     must "$uv" pip check --python .venv/bin/python --quiet
 else

@@ -27,7 +27,7 @@ echo "$* | ${UV_DEFAULT_INDEX:-} ${UV_FIND_LINKS:-} ${PYTHONPATH:-}" >>../calls
 [ "$1" != -m ] || echo "$*" in "${PATH%%:*}"
 END
 [ "$*" = --version ] || sleep "${TAKES:-0}"
-[ "$5" != --compile-bytecode ] || printf ' + torch==2\n + numpy==2\nInstalled 2 packages\n'
+[ "$5" != -r ] || printf ' + torch==2\n + numpy==2\nInstalled 2 packages\n'
 """
 
 
