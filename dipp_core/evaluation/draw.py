@@ -21,7 +21,7 @@ import json
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from dipp_core.evaluation.prompt_lists import Prompt
 from dipp_core.files import InputError, check_weights, first_line, read_json, root, write_whole
 from dipp_core.models import folders, miniature
-from dipp_core.rewards.public import fill
+from dipp_core.rewards.public import fill, quiet_packages
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")  # not needed to draw; a checker blackens pictures
@@ -208,23 +208,6 @@ def call_options(pipeline: Any, sampler: Sampler) -> dict[str, Any]:
         options |= {"height": sampler.size, "width": sampler.size}
     # PixArt's pipelines would rewrite prompts and round sizes
     return options | {name: False for name in ("clean_caption", "use_resolution_binning") if name in accepts}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The libraries remark on every prompt that is longer than their encoder; the notebook says it once."""
-    import diffusers
-    import transformers
-
-    both: list[Any] = [diffusers.utils.logging, transformers.utils.logging]
-    before = [library.get_verbosity() for library in both]
-    for library in both:
-        library.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for library, level in zip(both, before, strict=True):
-            library.set_verbosity(level)
 
 
 # --------------------------------------------------------------------------------------------- what is drawn, by whom
@@ -404,7 +387,7 @@ def generate(
     pipeline = load(sampler, device=device)
     record(folder / RECORD, facts)
     options, written, texts = call_options(pipeline, sampler), 0, {prompt.index: prompt.text for prompt in prompts}
-    with _quiet(), torch.inference_mode():
+    with quiet_packages(), torch.inference_mode():
         for part in progress(todo):
             randomness = [generator_of(item) for item in part]
             try:

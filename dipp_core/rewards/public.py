@@ -103,18 +103,17 @@ def locate(reward: str, files: Sequence[File], source: str | pathlib.Path | None
         commit = commit or files[0].revision
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or not re.fullmatch(r"[0-9a-f]{40}", commit):
         raise InputError(f"{source}: no such file or folder, and no hub id with a commit (OWNER/NAME@COMMIT); {how}")
-    own = {file.name: (repo, commit) if file.repo == files[0].repo else (file.repo, file.revision) for file in files}
-    return {name: _download(reward, name, *place) for name, place in own.items()}
-
-
-def _download(reward: str, name: str, repo: str, commit: str) -> pathlib.Path:
     import huggingface_hub
 
-    try:
-        return pathlib.Path(huggingface_hub.hf_hub_download(repo, name, revision=commit))
-    except Exception as error:
-        why = first_line(error)
-        raise InputError(f"{reward}: {name} cannot be fetched from {repo}@{commit} ({why}); try again later") from None
+    paths = {}
+    for file in files:
+        place = (repo, commit) if file.repo == files[0].repo else (file.repo, file.revision)
+        try:
+            paths[file.name] = pathlib.Path(huggingface_hub.hf_hub_download(place[0], file.name, revision=place[1]))
+        except Exception as error:
+            why = f"{file.name} cannot be fetched from {'@'.join(place)} ({first_line(error)})"
+            raise InputError(f"{reward}: {why}; try again later") from None
+    return paths
 
 
 # ------------------------------------------------------------------------------------------------- reading the files
@@ -150,19 +149,15 @@ def fill(network: nn.Module, path: pathlib.Path, *, unused: tuple[str, ...] = ()
     unused: beginnings of names that the score does not depend on and that a file may lack.
     """
     weights, own = read_weights(path), network.state_dict()
-    missing = [name for name in own if name not in weights and not name.startswith(unused)]
-    wrong = [name for name in own if name in weights and own[name].shape != weights[name].shape]
     numbered = {re.sub(r"\d+", "#", name) for name in own}
-    deeper = [name for name in weights if name not in own and re.sub(r"\d+", "#", name) in numbered]
-    why = ""
-    if missing:
-        why = f"{len(missing)} of {len(own)} weights are missing, the first is {missing[0]}"
-    elif wrong:
-        has, needs = tuple(weights[wrong[0]].shape), tuple(own[wrong[0]].shape)
-        why = f"{wrong[0]} has the shape {has}, not {needs}"
-    elif deeper:
-        why = f"it has more layers, the first weight too many is {deeper[0]}"
-    if why:
+    flaws = [f"{name} is missing" for name in own if name not in weights and not name.startswith(unused)]
+    for name, value in weights.items():
+        if name in own and value.shape != own[name].shape:
+            flaws.append(f"{name} has the shape {tuple(value.shape)}, not {tuple(own[name].shape)}")
+        elif name not in own and re.sub(r"\d+", "#", name) in numbered:
+            flaws.append(f"{name} is of a layer too many")
+    if flaws:
+        why = f"{flaws[0]} ({len(flaws)} of {len(own)} weights do not fit)"
         raise InputError(f"{path} is not made for this {type(network).__name__}: {why}; {AGAIN}")
     network.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
 
@@ -179,9 +174,9 @@ def read_description(path: pathlib.Path, read: Callable[[pathlib.Path], Any]) ->
 
 @contextlib.contextmanager
 def quiet_packages() -> Iterator[None]:
-    """The packages of rewards remark on their own insides, in warnings and in the log of the whole process."""
+    """The packages of others remark on their own insides and on every long prompt; what goes wrong raises."""
     before = logging.root.manager.disable
-    logging.disable(logging.INFO)
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -258,7 +253,6 @@ def clip_judge(about: About, paths: Mapping[str, pathlib.Path], checkpointing: b
     tokenizer = read_description(vocabulary, lambda path: CLIPTokenizerFast(str(path), str(merges)))
     if len(tokenizer) != (needs := network.config.text_config.vocab_size):
         raise InputError(f"{vocabulary} has {len(tokenizer)} tokens, the network {needs}; fetch both again")
-    about = replace(about, input_size=network.config.vision_config.image_size)
     return ClipJudge(about, network, tokenizer, scaled=about.name == "pickscore")
 
 
@@ -276,7 +270,7 @@ def aesthetic_judge(about: About, paths: Mapping[str, pathlib.Path], checkpointi
     head = aesthetic_head(network.config.projection_dim)
     fill(head, paths["aesthetic-model.pth"])
     del network.text_model, network.text_projection  # a quarter of the weights, and no prompt is read
-    return AestheticJudge(replace(about, input_size=network.config.vision_config.image_size), network, head)
+    return AestheticJudge(about, network, head)
 
 
 # ----------------------------------------------------------------------------------------------- HPSv2 and ImageReward
@@ -313,7 +307,7 @@ def hps_judge(about: About, paths: Mapping[str, pathlib.Path], checkpointing: bo
     fill(network, *paths.values())
     if checkpointing:
         recompute(network.visual.transformer.resblocks)
-    return HpsJudge(replace(about, input_size=network.visual.image_size[0]), network, open_clip.tokenize)
+    return HpsJudge(about, network, open_clip.tokenize)
 
 
 class ImageRewardJudge(Judge):
