@@ -14,9 +14,7 @@ setup:  ## make .venv from requirements.lock; every other target does so first
 	@sh setup.sh
 
 repro: setup  ## set up, then regenerate every figure and table that is out of date (STAGE=21_reference: of one stage)
-	@$(BIN)/python -m dipp_core.book.config
-	$(BIN)/python -m dvc repro $(STAGE)
-	@$(BIN)/python -m dipp_core.book.manifest
+	@$(BIN)/python -m dipp_core.book.pipeline repro $(STAGE)
 
 exp: setup  ## try a number, e.g. SET=scores_and_one_step_generators.lr=0.01; `git checkout params.yaml` leads back
 	$(BIN)/python -m dvc exp run -S $(SET)

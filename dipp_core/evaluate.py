@@ -15,7 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dipp_core.book import config, models
+from dipp_core.book import config
+from dipp_core.book.report import find_folder
 from dipp_core.evaluation import draw, prompt_lists, score
 from dipp_core.files import InputError
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder, shard = score.place(given.model, given.list), draw.read_shard(given.shard)
         how = {"batch": p.batch, "shard": shard, "device": score.device_of(p.device), "progress": tqdm}
         if given.what == "draw":
-            sampler = draw.samplers(p.models, functools.partial(models.find, scale=p.scale))[given.model]
+            sampler = draw.samplers(p.models, functools.partial(find_folder, scale=p.scale))[given.model]
             print(f"{folder}: {draw.generate(folder, sampler, prompts, seeds, **how)} pictures drawn")
         else:
             for name, why in score.score_all(folder, p.judges, prompts, seeds, **how).items():

@@ -24,7 +24,7 @@ def book():
 @pytest.fixture(scope="module")
 def folder(checkout):
     found = checkout / "reports" / "tables" / STAGE
-    assert found.is_dir(), f"run `dvc repro {STAGE}`"
+    assert found.is_dir(), f"run `make repro STAGE={STAGE}`"
     return found
 
 

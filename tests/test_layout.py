@@ -1,4 +1,4 @@
-"""The shape of the house: who imports whom, and that notebooks and pipeline say the same."""
+"""The shape of the house: who imports whom, and that notebooks, parameters and pipeline say the same."""
 
 import ast
 import json
@@ -10,21 +10,34 @@ import pytest
 from ruamel.yaml import YAML
 
 from dipp_core.book import config, pipeline, sources
+from dipp_core.book.section_types import Globals
+from dipp_core.book.sections import SECTIONS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "dipp_core").rglob("*.py"))
-STAGES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+STAGES = sources.stages()
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
 
-# Which rooms of dipp_core a room may import, beside itself; None: also any other package
-ROOMS = ("method", "worlds", "rewards", "models")  # each may import those before it
-MAY_IMPORT = {"method": {"torch"}} | {
-    own: {*ROOMS[:n], "files", None} for n, own in enumerate(ROOMS) if own != "method"
+# ------------------------------------------------------------------------------------------------------- the library
+
+# The rooms, from the ground up, and what each may import of dipp_core beside itself
+ROOMS = {
+    "files": set(),
+    "method": set(),
+    "worlds": {"files", "method"},
+    "rewards": {"files", "method", "worlds"},
+    "models": {"files", "method", "worlds", "rewards"},
+    "training": {"files", "method", "worlds", "rewards", "models"},
+    "evaluation": {"files", "method", "worlds", "rewards", "models"},
+    "book": {"files", "method", "worlds", "rewards", "models", "evaluation"},
+    "classroom": {"files", "method", "worlds", "rewards", "models", "training", "evaluation", "book"},
 }
-# What a stage reads without importing it
-READS = {
-    # the map of the book reads all notebooks and all of the method; the environment check reads the lock
-    "00_start_here": {".work/sources", "data/reported", "dipp_core/method", "requirements.lock"},
+
+UPWARD = {  # these still import `book`; the list may only get shorter
+    "dipp_core/training": [
+        *("bench", "bench_gpu", "bench_large", "full_export", "full_figures", "full_scale", "full_size"),
+        *("full_training", "pictures", "preflight", "rehearsal", "workplace"),
+    ],
 }
 
 
@@ -32,167 +45,143 @@ def tree(name: str) -> ast.Module:
     return ast.parse((ROOT / name).read_text())
 
 
+def room(name: str) -> str:
+    """'dipp_core/method/scores.py' -> 'method'; 'dipp_core/files.py' -> 'files'."""
+    return pathlib.PurePath(name).parts[1].removesuffix(".py")
+
+
 def imported(name: str) -> set[str]:
-    """Modules that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(tree(name)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{name}: a relative import hides what the pipeline must know; write it in full"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    """The files of dipp_core that a file imports itself, anywhere in it, packages on the way aside."""
+    found = sources.files_of((ROOT / name).read_text(), ROOT)
+    return {other for other in found if not other.endswith("__init__.py")} - {name}
 
 
-def room(module: str) -> str | None:
-    """'dipp_core.method.scores' -> 'method'; 'torch.nn' -> 'torch' where it matters, else None."""
-    parts = module.split(".")
-    if parts[0] == "dipp_core":
-        return parts[1] if len(parts) > 1 else ""
-    return "torch" if parts[0] == "torch" else None
-
-
-# ------------------------------------------------------------------------------------------------------- the library
-
-
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [name for name in FILES if room(name) in ROOMS])
 def test_imports_run_one_way(name):
-    own = pathlib.PurePath(name).parts[1]
-    modules = {module for module in imported(name) if module.split(".")[0] not in sys.stdlib_module_names}
-    if own in MAY_IMPORT:
-        allowed = MAY_IMPORT[own] | {own} | ({"torch"} if None in MAY_IMPORT[own] else set())
-        assert {module for module in modules if room(module) not in allowed} == set()
+    own, path = room(name), pathlib.PurePath(name)
+    if path.stem in UPWARD.get(str(path.parent), []):
+        own = "classroom"
+    assert sorted(other for other in imported(name) if room(other) not in ROOMS[own] | {own}) == []
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if room(name) in ("method", "one_file")])
+def test_the_method_and_the_one_file_need_torch_alone(name):
+    modules = {alias.name for node in ast.walk(tree(name)) if isinstance(node, ast.Import) for alias in node.names}
+    modules |= {node.module for node in ast.walk(tree(name)) if isinstance(node, ast.ImportFrom)}
+    packages = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names)
+    own = {"dipp_core"} if room(name) == "method" else {"matplotlib"}  # for the picture at the end, if it is there
+    assert packages <= {"torch"} | own
+
+
+def test_no_files_import_each_other_in_a_circle():
+    left = {name: imported(name) & set(FILES) for name in FILES}
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        for name in free:
+            del left[name]
+    assert left == {}
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_importing_a_file_only_defines(name):
+def test_a_file_says_what_it_is_for_and_importing_it_only_defines(name):
     """At the top of a file stand imports, definitions, values, and what runs only as a command."""
     allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
-    for node in tree(name).body:
-        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        as_command = isinstance(node, ast.If) and ast.unparse(node.test) in ("__name__ == '__main__'", "TYPE_CHECKING")
-        assert isinstance(node, allowed) or docstring or as_command, f"{name}, line {node.lineno}: {ast.unparse(node)}"
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_every_file_says_what_it_is_for(name):
     assert ast.get_docstring(tree(name))
+    for node in tree(name).body[1:]:
+        as_command = isinstance(node, ast.If) and ast.unparse(node.test) in ("__name__ == '__main__'", "TYPE_CHECKING")
+        assert isinstance(node, allowed) or as_command, f"{name}, line {node.lineno}: {ast.unparse(node)}"
+        assert not getattr(node, "level", 0), f"{name}: a relative import hides what the pipeline must know"
 
 
 # ----------------------------------------------------------------------------------- notebooks, parameters, pipeline
 
 
-def calls(stage: str) -> list[ast.Call]:
-    """All calls in a notebook's code."""
-    code = sources.code_of(sources.read_notebook(ROOT / f"notebooks/{stage}.ipynb"))
-    return [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+def entries() -> dict[str, dict]:
+    """Stage -> what dvc.yaml says of it, names filled in."""
+    found = {}
+    for entry in PIPELINE["stages"].values():
+        filled = entry.get("foreach", {})
+        if "vars" in entry:
+            filled = {entry["vars"][0]["key"]: entry["vars"][0]["item"]}
+        for key, item in filled.items():
+            text = json.dumps(entry.get("do", entry)).replace("${key}", key).replace("${item}", item)
+            found[key] = json.loads(text)
+    return found
 
 
-def saves_runs(stage: str) -> bool:
-    return any(ast.unparse(call.func) in ("report.save", "models.new") for call in calls(stage))
+ENTRIES = entries()
 
 
-def loads_runs(stage: str) -> set[str]:
+def loads(stage: str) -> set[str]:
     """The stages whose saved runs a notebook loads."""
-    loading = ("saved.load", "models.find")
-    return {ast.literal_eval(call.args[0]) for call in calls(stage) if ast.unparse(call.func) in loading}
+    code = ast.parse(sources.code_of(sources.read_notebook(sources.notebook_path(stage))))
+    calls = [node for node in ast.walk(code) if isinstance(node, ast.Call)]
+    return {ast.literal_eval(c.args[0]) for c in calls if ast.unparse(c.func) in ("load_tensors", "find_folder")}
 
 
-def test_every_notebook_has_its_stage_and_every_stage_its_notebook():
-    assert list(PIPELINE["stages"]) == ["sources", *STAGES, "site"]
+def saves(stage: str) -> bool:
+    code = sources.code_of(sources.read_notebook(sources.notebook_path(stage)))
+    return "report.save(" in code or "report.new_folder(" in code
 
 
-def test_every_notebook_has_its_section_and_every_section_its_notebook():
+def test_every_notebook_has_its_stage_and_its_section_and_no_other_is_there():
     sections = [config.section_name(stage) for stage in STAGES]
-    assert list(config.sections()) == sections
-    assert [name for name in config.read(ROOT / "params.yaml") if name not in config.Globals.model_fields] == sections
+    assert sorted(ENTRIES) == STAGES
+    assert pipeline.stages().keys() == {"sources", *STAGES, "site"}
+    assert list(SECTIONS) == sections
+    assert [name for name in config.read() if name not in Globals.model_fields] == sections
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_has_the_one_form(stage):
-    entry = PIPELINE["stages"][stage]
-    assert entry["desc"]
+    """It depends on its text, its code, its section and the runs that it loads, and publishes what a notebook makes."""
+    entry = ENTRIES[stage]
     assert entry["cmd"] == f"python -m dipp_core.book.pipeline run {stage}"
     assert entry["params"] == ["scale", "seed", "threads", config.section_name(stage)]
-    small = [f"reports/figures/{stage}", f"reports/tables/{stage}", f"reports/notebooks/{stage}.html"]
-    kept = {"cache": False, "persist": True}
-    runs = [{f"reports/runs/{stage}": {"persist": True}}] if saves_runs(stage) else []
-    found = [out for out in entry["outs"] if next(iter(out)).startswith("reports/")]
-    assert found == [{name: kept} for name in small] + runs
-    assert entry["metrics"] == [{f"reports/metrics/{stage}.json": kept}]
+    text = ".work/sources" if stage == "00_start_here" else f".work/sources/{stage}.ipynb"  # the map of all notebooks
+    assert {text, f".work/code/{stage}"} <= set(entry["deps"])
+    runs = {name for name in entry["deps"] if name.startswith("reports/runs/")}
+    assert runs == {f"reports/runs/{name}" for name in loads(stage)}
+    outs = {name: how for out in entry["outs"] for name, how in out.items()}
+    assert (f"reports/runs/{stage}" in outs) == saves(stage)
+    assert all(how["persist"] and how.get("cache", True) == ("/runs/" in name) for name, how in outs.items())
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_its_notebook_and_on_exactly_the_code_that_it_imports(stage):
-    declared = set(PIPELINE["stages"][stage]["deps"])
-    reads = READS.get(stage, set())
-    needed = set(sources.imports(sources.code_of(sources.read_notebook(ROOT / f"notebooks/{stage}.ipynb")), ROOT))
-    needed = {name for name in needed if not any(name.startswith(f"{folder}/") for folder in reads)}
-    notebook = set() if ".work/sources" in reads else {f".work/sources/{stage}.ipynb"}
-    code = {name for name in declared if name.startswith(("dipp_core", ".work/"))}
-    others = {name for name in reads if name.startswith(("dipp_core", ".work/"))}
-    assert sorted(code) == sorted(needed | notebook | others)
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_exactly_the_saved_runs_that_it_loads(stage):
-    declared = {name for name in PIPELINE["stages"][stage]["deps"] if name.startswith("reports/runs/")}
-    assert declared == {f"reports/runs/{name}" for name in loads_runs(stage)}
-    assert all(saves_runs(name) for name in loads_runs(stage))
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_depends_on_exactly_the_metrics_that_it_reads(stage):
+def test_a_stage_depends_on_exactly_the_metrics_that_it_reads():
     """The one that puts all results beside the papers reads those of earlier stages, full scale where it is there."""
     from dipp_core.book import results
 
-    declared = {name for name in PIPELINE["stages"][stage]["deps"] if name.startswith("reports/metrics/")}
-    read = [*results.METRICS, *results.FULL] if stage == "41_paper_and_here" else []
-    assert declared == {f"reports/metrics/{name}.json" for name in read if name in STAGES}
+    for stage in STAGES:
+        declared = {name for name in ENTRIES[stage]["deps"] if name.startswith("reports/metrics/")}
+        read = [*results.METRICS, *results.FULL] if stage == "41_paper_and_here" else []
+        assert declared == {f"reports/metrics/{name}.json" for name in read if name in STAGES}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_no_stage_depends_on_what_carries_times(stage):
-    """Manifests and executed notebooks have dates in them and never hash equal."""
-    forbidden = ("reports/manifests", "reports/notebooks", ".work/runs", "notebooks")
-    assert [name for name in PIPELINE["stages"][stage]["deps"] if name.startswith(forbidden)] == []
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_what_a_stage_reads_beside_code_is_in_the_repository_or_made_by_an_earlier_stage(stage):
-    earlier = STAGES[: STAGES.index(stage)]
-    made = [path for name in earlier for out in PIPELINE["stages"][name]["outs"] for path in out]
-    made += [path for name in earlier for out in PIPELINE["stages"][name]["metrics"] for path in out]
-    for name in PIPELINE["stages"][stage]["deps"]:
-        own = name.startswith(".work/sources") or ((ROOT / name).exists() and not name.startswith("reports/"))
-        assert own or any(name == path or name.startswith(f"{path}/") for path in made), name
+def test_what_a_stage_reads_is_in_the_repository_or_made_by_an_earlier_stage():
+    """And carries no times: manifests have dates in them and never hash equal."""
+    made: list[str] = []
+    for stage in STAGES:
+        entry = ENTRIES[stage]
+        for name in entry["deps"]:
+            own = name.startswith(".work/") or ((ROOT / name).exists() and not name.startswith("reports/"))
+            assert own or name in made, f"{stage}: {name}"
+        made += [name for out in entry["outs"] + entry["metrics"] for name in out]
+    assert not any("manifests" in name for name in made)
 
 
 def test_the_pipeline_plots_a_figure_of_every_notebook():
-    shown = [name for entry in PIPELINE.get("plots", []) for name in ([entry] if isinstance(entry, str) else entry)]
-    stages = {name.split("/")[2] for name in shown if name.startswith("reports/figures/") and name.endswith(".png")}
-    assert sorted(stages) == STAGES
+    assert sorted({name.split("/")[2] for name in PIPELINE["plots"]}) == STAGES
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_notebook_keeps_the_rules_of_all_notebooks(stage):
-    assert pipeline.lint([stage]) == []
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_notebook_defines_nothing_that_belongs_in_the_library(stage):
-    code = ast.parse(sources.code_of(json.loads((ROOT / f"notebooks/{stage}.ipynb").read_text())))
-    assert [node.name for node in code.body if isinstance(node, ast.ClassDef)] == []
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_notebook_has_as_much_prose_as_code(stage):
-    """In words, formulas aside; half as much is still called as much."""
-    cells = sources.read_notebook(ROOT / f"notebooks/{stage}.ipynb")["cells"]
+    cells = sources.read_notebook(sources.notebook_path(stage))["cells"]
     words = {"markdown": 0, "code": 0}
     for cell in cells:
         words[cell["cell_type"]] += len("".join(cell["source"]).split())
-    assert words["markdown"] >= words["code"] / 2
+    code = ast.parse(sources.code_of({"cells": cells}))
+    assert pipeline.lint(stage) == []
+    assert [node.name for node in code.body if isinstance(node, ast.ClassDef)] == [], "it belongs in the library"
+    assert words["markdown"] >= words["code"] / 2, "as much prose as code; half as much is still called as much"
 
 
 def test_the_readme_leads_nowhere_that_is_not_there():

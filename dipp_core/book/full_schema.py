@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dipp_core.book.config import Section
-from dipp_core.book.section_types import Count, Positive
+from dipp_core.book.section_types import Count, Positive, Section
 
 METHODS = ("diff_instruct", "sim", "dipp", "distar_in", "distar_out", "reward_only")  # the keys of `PRESETS`
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]

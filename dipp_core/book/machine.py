@@ -7,13 +7,13 @@ import re
 import shutil
 import subprocess
 
-from dipp_core.book import config
+from dipp_core.files import root
 
 
 def command_output(*command: str) -> str:
     """What a command prints, empty where it cannot be run or fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=config.root(), timeout=20)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=root(), timeout=20)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return "" if done.returncode else done.stdout.strip()
@@ -45,7 +45,7 @@ def memory_gb() -> int:
 
 def packages(names: list[str]) -> list[dict]:
     """Locked and installed version of each package; `+cpu` and the like are builds of the same version."""
-    lock = dict(re.findall(r"^([\w.-]+)==(\S+)$", (config.root() / "requirements.lock").read_text(), re.M))
+    lock = dict(re.findall(r"^([\w.-]+)==(\S+)$", (root() / "requirements.lock").read_text(), re.M))
     rows = []
     for name in names:
         installed = version(name)

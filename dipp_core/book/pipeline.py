@@ -1,134 +1,121 @@
-"""The one command of every stage: take a cleaned notebook, run it on fixed sources, publish what it made.
+"""The commands behind dvc.yaml and the Makefile: take a cleaned notebook, run it, publish what it made.
 
-    python -m dipp_core.book.pipeline clean             write the cleaned sources (first stage of the pipeline)
+    python -m dipp_core.book.pipeline repro [STAGE]     make what is out of date, or one stage with what it needs
+    python -m dipp_core.book.pipeline clean             write what the stages depend on (first stage of the pipeline)
     python -m dipp_core.book.pipeline run STAGE         run one notebook and publish under reports/
-    python -m dipp_core.book.pipeline strip [STAGE ..]  remove outputs from notebooks before a commit
     python -m dipp_core.book.pipeline site              write the site, reports/index.html (last stage of the pipeline)
     python -m dipp_core.book.pipeline slides            write the lecture, reports/slides/index.html
+    python -m dipp_core.book.pipeline strip [STAGE ..]  remove outputs from notebooks before a commit
     python -m dipp_core.book.pipeline lint              check what every notebook must be
 
-A run works on copies: the code and the notebook are copied first, results are collected in a folder of their own and
-renamed into `reports/` only when the whole notebook has succeeded and its sources are still what they were. Whatever
-stops a run half-way leaves the published results as they were; only a kill during the renaming itself can leave a
-mixture, which the next `dvc repro` replaces, since DVC has not recorded the stage as done.
+A run works on copies: what is edited while it runs changes nothing in it, and the next `make repro` runs it again.
+Results are collected in a folder of their own and renamed into `reports/` only when the whole notebook has succeeded.
+Whatever stops a run half-way leaves the published results as they were; only a kill during the renaming itself can
+leave a mixture, which the next `make repro` replaces, since DVC has not recorded the stage as done.
 """
 
 import argparse
-import contextlib
+import datetime
 import errno
-import fcntl
+import hashlib
+import json
 import os
 import pathlib
+import platform
+import re
+import resource
 import shutil
+import subprocess
 import sys
 import time
 
-from dipp_core.book import config, manifest, sources
+from dipp_core.book import config, machine, sources
+from dipp_core.files import InputError, only_one, root, write_whole
 
 DISK_FULL = os.strerror(errno.ENOSPC)
+INPUTS = ("dipp_core", "notebooks", "data", "params.yaml", "requirements.lock", "dvc.yaml")
+PACKAGES = ("torch", "numpy", "matplotlib", "pandas", "diffusers", "transformers")
 
 
-class StageError(RuntimeError):
-    """One line that says what went wrong in a stage and what to do."""
+# --------------------------------------------------------------------------------------------------- run one notebook
 
 
-@contextlib.contextmanager
-def only_one(stage: str, work: pathlib.Path):
-    """Refuse a second run of the same stage; the lock vanishes with its process, however that ends."""
-    work.parent.mkdir(parents=True, exist_ok=True)
-    with open(work.with_suffix(".lock"), "a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            raise StageError(f"{stage}: is already running (process {handle.read().strip()}); wait for it") from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
-
-
-def state(stage: str, overrides: dict) -> dict:
-    """Everything a run depends on; equal before and after, or the run is refused."""
-    params, threads = config.section(stage, overrides).model_dump(), config.read()["threads"]
-    return {"params": params, "threads": threads, "sources": sources.fingerprint(stage)}
-
-
-def changes(before: dict, after: dict) -> list[str]:
-    """Names of the sources and parameters that differ between two states."""
-    old, new = ({**s["sources"], **s["params"], "threads": s["threads"]} for s in (before, after))
-    return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-
-
-def cell_number(index: int, source: pathlib.Path) -> int:
-    """The number of a failed cell in the reader's notebook, where papermill counts the injected cell too."""
-    cells = sources.read_notebook(source)["cells"]
-    first = next((n for n, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", [])), -1)
-    return index if index > first else index + 1
-
-
-def kernel_environment(work: pathlib.Path, reports: pathlib.Path) -> dict[str, str]:
+def kernel_environment(work: pathlib.Path, reports: pathlib.Path, threads: int) -> dict[str, str]:
     """What its process must know: where code, checkout, its results and earlier ones are, and the thread count."""
-    threads = str(config.read()["threads"])
     return {
-        "DIPP_ROOT": str(config.root()),
+        "DIPP_ROOT": str(root()),
         "DIPP_REPORTS": str(work / "reports"),
         "DIPP_RESULTS": str(reports),
         "PYTHONPATH": str(work / "code"),
         "IPYTHONDIR": str(work / "ipython"),  # an empty profile: nothing of the user's own start-up files
         "JUPYTER_PREFER_ENV_PATH": "1",
         "PYTHONHASHSEED": "0",
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
         "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait are slow on a machine that does other work
     }
 
 
-def execute(stage: str, params: dict, work: pathlib.Path, reports: pathlib.Path) -> dict:
-    """Run the copied notebook with papermill; a failing cell becomes one error that shows the cell and its trace."""
-    os.environ.update(kernel_environment(work, reports))
+def execute(stage: str, params: dict, work: pathlib.Path) -> dict:
+    """Run the copied notebook with papermill; a failing cell ends all with its trace and a line that names it."""
     profile = work / "ipython" / "profile_default"
     profile.mkdir(parents=True)
     (profile / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 'CRITICAL'\n")
     os.environ.pop("MPLBACKEND", None)
-    import papermill
+    import papermill  # here, since it takes a second, which `clean` and `lint` need not wait
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    executed = work / "executed.ipynb"
     try:
-        notebook = papermill.execute_notebook(
+        return papermill.execute_notebook(
             work / "source.ipynb",
-            executed,
+            work / "executed.ipynb",
             parameters={"overrides": params},
             kernel_name="python3",
-            cwd=config.root() / "notebooks",
+            cwd=root() / "notebooks",
             progress_bar={"desc": stage, "unit": "cell", "leave": False} if sys.stderr.isatty() else False,
             log_output=False,
         )
     except papermill.PapermillExecutionError as error:
-        kept = config.root() / ".work" / "failed" / f"{stage}.ipynb"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(executed, kept)
+        kept = root() / ".work" / "failed" / f"{stage}.ipynb"
+        write_whole(kept, (work / "executed.ipynb").read_bytes())
         print(str(error).strip(), file=sys.stderr)
         what = " ".join(f"{error.ename}: {error.evalue}".split())
         if DISK_FULL in what:
             raise OSError(DISK_FULL) from None
-        number = cell_number(error.cell_index, work / "source.ipynb")
-        place = kept.relative_to(config.root())
-        raise StageError(f"{stage}: cell {number} failed with {what} (kept: {place})") from None
+        cells = sources.read_notebook(work / "source.ipynb")["cells"]
+        given = next(n for n, cell in enumerate(cells) if "parameters" in cell["metadata"].get("tags", []))
+        number = error.cell_index + (error.cell_index <= given)  # papermill counts from 0, and its own cell after this
+        raise SystemExit(f"{stage}: cell {number} failed with {what} (kept: {kept.relative_to(root())})") from None
     except (DeadKernelError, CellTimeoutError):
-        raise StageError(f"{stage}: its process died (out of memory, or killed); nothing was published") from None
-    return notebook
+        raise SystemExit(f"{stage}: its process died (out of memory, or killed); nothing was published") from None
 
 
-def rendered(stage: str, notebook: dict, *place) -> str:
-    """The page of a notebook (imported here: nbconvert takes two seconds, which `clean` and `lint` need not wait)."""
-    from dipp_core.book import page
+def write_manifest(path: pathlib.Path, stage: str, params: dict, threads: int, start: float, used: str) -> None:
+    """Where the published numbers come from: commit, parameters, sources (`used`, their text), machine, cost.
 
-    try:
-        return page.render(notebook, *place)
-    except page.PageError as error:
-        raise StageError(f"{stage}: {error}") from None
+    Times, dates and the machine live here and only here, and nothing in the pipeline depends on it.
+    """
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    content = {
+        "stage": stage,
+        "commit": machine.command_output("git", "rev-parse", "--verify", "--quiet", "HEAD") or None,
+        "uncommitted_changes": bool(machine.command_output("git", "status", "--porcelain", "--", *INPUTS)),
+        "scale": params["scale"],
+        "seed": params["seed"],
+        "params": params,
+        "params_sha256": hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:16],
+        "sources_sha256": hashlib.sha256(used.encode()).hexdigest()[:16],
+        "versions": {"python": platform.python_version()} | {name: machine.version(name) for name in PACKAGES},
+        "device": "cuda" if machine.gpus() else "cpu",
+        "machine": machine.describe(),
+        "system": platform.system(),
+        "threads": threads,
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "wall_seconds": round(time.time() - start, 1),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
+        "peak_memory_mib": round(usage.ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)),
+    }
+    write_whole(path, json.dumps(content, indent=2) + "\n")
 
 
 def publish(stage: str, work: pathlib.Path, reports: pathlib.Path) -> None:
@@ -137,37 +124,85 @@ def publish(stage: str, work: pathlib.Path, reports: pathlib.Path) -> None:
     for name in sorted(made):
         (reports / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(work / "reports" / name, reports / name)
-    if reports == (config.root() / "reports").resolve():
-        note = config.root() / ".work" / "made" / stage  # tells DVC that this checkout has made the stage itself
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text("made here\n")
+    if reports == (root() / "reports").resolve():  # tells DVC that this checkout has made the stage itself
+        write_whole(root() / ".work" / "made" / stage, "made here\n")
     for folder in (reports / kind / stage for kind in ("figures", "tables", "runs")):
-        for path in folder.rglob("*") if folder.is_dir() else ():
+        for path in folder.rglob("*"):
             if path.is_file() and path.relative_to(reports) not in made:
                 path.unlink()
 
 
-def run(stage: str, overrides: dict | None = None, reports: pathlib.Path | None = None) -> None:
+def run(stage: str, overrides: dict, reports: pathlib.Path | None = None) -> None:
     """Run one notebook and publish its figures, tables, metrics, page and manifest."""
-    overrides, root = overrides or {}, config.root()
-    work = (root / ".work" / "runs" if reports is None else reports.resolve() / ".work") / stage
-    reports = (reports or root / "reports").resolve()
-    with only_one(stage, work):
+    from dipp_core.book import page
+
+    values, threads, start = config.section(stage, overrides), config.read()["threads"], time.time()
+    work = (root() / ".work" / "runs" if reports is None else reports.resolve() / ".work") / stage
+    reports = (reports or root() / "reports").resolve()
+    with only_one(work.with_suffix(".lock"), stage):
         shutil.rmtree(work, ignore_errors=True)  # what an interrupted run left behind
-        before, start = state(stage, overrides), time.time()
-        source = sources.write_cleaned(stage)
-        shutil.copytree(root / "dipp_core", work / "code" / "dipp_core", ignore=shutil.ignore_patterns("__pycache__"))
+        source, code = sources.write(stage)
+        used = source.read_text() + code.read_text()
+        shutil.copytree(root() / "dipp_core", work / "code" / "dipp_core", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copyfile(source, work / "source.ipynb")
-        rendered(stage, sources.read_notebook(source))  # faults of the page show before the long run
-        notebook = execute(stage, before["params"], work, reports)
-        page = rendered(stage, notebook, work / "reports" / "figures" / stage, before["params"]["scale"])
-        (work / "reports" / "notebooks").mkdir(parents=True)
-        (work / "reports" / "notebooks" / f"{stage}.html").write_text(page)
-        manifest.write(stage, before, start, work / "reports" / "manifests" / f"{stage}.json")
-        if changed := ", ".join(changes(before, state(stage, overrides))):
-            raise StageError(f"{stage}: {changed} changed while it ran; nothing was published, run it again")
+        try:
+            page.render(sources.read_notebook(source))  # faults of the page show before the long run
+            os.environ.update(kernel_environment(work, reports, threads))
+            notebook = execute(stage, values.model_dump(), work)
+            text = page.render(notebook, work / "reports" / "figures" / stage, values.scale)
+        except page.PageError as error:
+            raise InputError(f"{stage}: {error}") from None
+        write_whole(work / "reports" / "notebooks" / f"{stage}.html", text)
+        place = work / "reports" / "manifests" / f"{stage}.json"
+        write_manifest(place, stage, values.model_dump(), threads, start, used)
+        if (config.section(stage, overrides), config.read()["threads"]) != (values, threads):
+            raise InputError(f"{stage}: params.yaml changed while it ran; nothing was published, run it again")
         publish(stage, work, reports)
         shutil.rmtree(work, ignore_errors=True)
+
+
+# ----------------------------------------------------------------------------------------------------- all that is new
+
+
+def stages() -> dict[str, str]:
+    """The stages of dvc.yaml: short name -> what DVC calls it, 'theory@03_..' for one of a group."""
+    from ruamel.yaml import YAML
+
+    names: dict[str, str] = {}
+    for name, entry in YAML(typ="safe").load((root() / "dvc.yaml").read_text())["stages"].items():
+        names |= {key: f"{name}@{key}" for key in entry["foreach"]} if "foreach" in entry else {name: name}
+    return names
+
+
+def target(stage: str) -> str:
+    """What DVC calls a stage: '12' -> '12_pareto_2d', '03_aligning_with_a_reward' -> 'theory@03_..'."""
+    names = stages()
+    found = [name for key, name in names.items() if stage in (key, name) or re.match(rf"{stage}_", key)]
+    if len(found) != 1:
+        raise InputError(f"there is no stage {stage}; there are {', '.join(names)}{config.nearest(stage, names)}")
+    return found[0]
+
+
+def repro(stage: str | None) -> int:
+    """`dvc repro`, once params.yaml is known to be right; says at the end what every stage took."""
+    config.check()
+    words = ["repro", *([target(stage)] if stage else [])]
+    if code := subprocess.run([sys.executable, "-m", "dvc", *words], cwd=root()).returncode:
+        return code
+    print(shares(root() / "reports" / "manifests"))
+    return 0
+
+
+def shares(folder: pathlib.Path) -> str:
+    """A line for every stage that has a manifest: wall time of its last run, share of the sum, CPU time, memory."""
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    total = sum(one["wall_seconds"] for one in found)
+    lines = [f"{'last run of each stage':36s} {'wall':>8s} {'share':>6s} {'CPU':>8s} {'memory':>9s}  scale"]
+    for one in found:
+        share, wall, cpu = 100 * one["wall_seconds"] / total, one["wall_seconds"], one["cpu_seconds"]
+        memory = f"{one['peak_memory_mib'] / 1024:5.1f} GiB"
+        lines.append(f"{one['stage']:36s} {wall:6.0f} s {share:4.1f} % {cpu:6.0f} s {memory}  {one['scale']}")
+    return "\n".join([*lines, f"{'together':36s} {total / 60:5.1f} min"])
 
 
 def write_site(command: str) -> None:
@@ -175,28 +210,25 @@ def write_site(command: str) -> None:
     from dipp_core.book import chapters, site, slides
 
     try:
-        {"site": site.build, "slides": slides.build}[command](config.root())
+        {"site": site.build, "slides": slides.build}[command](root())
     except chapters.SiteError as error:
-        raise StageError(f"{command}: {error}") from None
+        raise InputError(f"{command}: {error}") from None
 
 
-def lint(stages: list[str]) -> list[str]:
+def lint(stage: str) -> list[str]:
     """What a notebook must be, one line per fault."""
+    cells = list(enumerate(sources.read_notebook(sources.notebook_path(stage))["cells"], start=1))
+    code = [(number, cell) for number, cell in cells if cell["cell_type"] == "code"]
     faults = []
-    for stage in stages:
-        cells = sources.read_notebook(sources.notebook_path(stage))["cells"]
-        code = [cell for cell in cells if cell["cell_type"] == "code"]
-        if any(cell["outputs"] or cell["execution_count"] is not None for cell in code):
-            faults.append(f"{stage}: has outputs; `make strip` removes them")
-        if sum("parameters" in cell["metadata"].get("tags", []) for cell in code) != 1:
-            faults.append(f"{stage}: needs exactly one cell tagged `parameters`")
-        if not code or ".metrics(" not in "".join(code[-1]["source"]):
-            faults.append(f"{stage}: its last code cell must write the metrics")
-        faults += [
-            f"{stage}: cell {number} has more than 30 lines of code"
-            for number, cell in enumerate(cells, start=1)
-            if cell["cell_type"] == "code" and len("".join(cell["source"]).splitlines()) > 30
-        ]
+    if any(cell["outputs"] or cell["execution_count"] is not None for _, cell in code):
+        faults.append(f"{stage}: has outputs; `make strip` removes them")
+    if sum("parameters" in cell["metadata"].get("tags", []) for _, cell in code) != 1:
+        faults.append(f"{stage}: needs exactly one cell tagged `parameters`")
+    if not code or ".metrics(" not in "".join(code[-1][1]["source"]):
+        faults.append(f"{stage}: its last code cell must write the metrics")
+    for number, cell in code:
+        if len("".join(cell["source"]).splitlines()) > 30:
+            faults.append(f"{stage}: cell {number} has more than 30 lines of code")
     return faults
 
 
@@ -205,6 +237,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("clean", "site", "slides", "lint"):
         commands.add_parser(name)
+    commands.add_parser("repro").add_argument("stage", nargs="?")
     commands.add_parser("strip").add_argument("stages", nargs="*")
     one = commands.add_parser("run")
     one.add_argument("stage")
@@ -213,27 +246,32 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def command(args: argparse.Namespace) -> int:
+    if args.command == "repro":
+        return repro(args.stage)
+    if args.command == "run":
+        sources.read_notebook(sources.notebook_path(args.stage))
+        config.check()
+        run(args.stage, config.read_pairs(args.set), args.reports)
+    elif args.command == "clean":
+        sources.write_all()
+    elif args.command == "strip":
+        for stage in args.stages or sources.stages():
+            sources.strip(stage)
+    elif args.command == "lint":
+        if faults := [fault for stage in sources.stages() for fault in lint(stage)]:
+            raise InputError("\n".join(faults))
+    else:
+        write_site(args.command)
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
-    args = parse(arguments)
     try:
-        if args.command == "run":
-            sources.read_notebook(sources.notebook_path(args.stage))
-            config.check()
-            run(args.stage, config.read_pairs(args.set), args.reports)
-        elif args.command == "clean":
-            sources.write_all_cleaned()
-        elif args.command in ("site", "slides"):
-            write_site(args.command)
-        elif args.command == "strip":
-            sources.strip(args.stages or sources.stages())
-        elif faults := lint(sources.stages()):
-            raise StageError("\n".join(faults))
-    except config.ConfigError as error:
+        return command(parse(arguments))
+    except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    except StageError as error:
-        print(error, file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("interrupted; nothing of this stage was published, earlier stages are kept", file=sys.stderr)
         return 130
@@ -242,7 +280,6 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print("the disk is full: free some space and run again; nothing of this stage was published", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What a notebook publishes: figures, tables and metrics, in one style and with stable bytes.
+"""What a notebook publishes, and what it finds of earlier ones: figures, tables and metrics, networks and models.
 
-The pipeline collects them under `reports/`; a notebook that a reader runs by hand writes to `reports/scratch/` instead,
-so exploring never touches a published result.
+One style, stable bytes. The pipeline collects results under `reports/`; a notebook that a reader runs by hand writes to
+`reports/scratch/` instead, so exploring never touches a published result.
 """
 
 import dataclasses
@@ -12,12 +12,16 @@ import math
 import os
 import pathlib
 import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import matplotlib.pyplot as plt
 
-from dipp_core.book import config
-from dipp_core.files import write_whole
+from dipp_core.files import InputError, read_json, root, write_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Okabe and Ito's colours, told apart under every common colour blindness; one meaning each, in every notebook
 COLORS = {
@@ -54,7 +58,7 @@ STYLE = {
     "xtick.labelsize": 11,
     "ytick.labelsize": 11,
     "lines.linewidth": 2.0,
-    "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
+    "axes.prop_cycle": plt.cycler(color=CYCLE),
     "image.cmap": SEQUENTIAL,
     "pdf.fonttype": 42,
 }
@@ -67,7 +71,7 @@ def use_style() -> None:
     logging.getLogger("fontTools").setLevel(logging.ERROR)  # it remarks on the dates of matplotlib's own fonts
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """JSON without surprises: tensors and numpy numbers as numbers, floats to 6 significant digits, no NaN."""
     if isinstance(value, dict):
         return {str(key): plain(inner) for key, inner in value.items()}
@@ -82,14 +86,18 @@ def plain(value):
     return value
 
 
+def _line(facts: dict) -> str:
+    return json.dumps(plain(facts), sort_keys=True, allow_nan=False)
+
+
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """The published outputs of one stage."""
+    """The published outputs of one stage, and what it leaves for later notebooks."""
 
     stage: str
     root: pathlib.Path
 
-    def figure(self, fig, name: str, alt: str):
+    def figure(self, fig: Any, name: str, alt: str) -> Any:
         """Save as PNG (two pixels per point on the page) and PDF; returns the picture for the notebook to show.
 
         `alt` says in words what the picture shows, for readers who cannot see it.
@@ -98,16 +106,16 @@ class Report:
 
         if fig.get_figwidth() > 11:
             raise ValueError(f"figure {name!r} is {fig.get_figwidth()} inches wide; text stays legible up to 11")
-        width = round(fig.get_figwidth() * STYLE["figure.dpi"])
         for suffix, metadata in ((".pdf", {"CreationDate": None, "ModDate": None}), (".png", {"Software": None})):
             buffer = io.BytesIO()
             fig.savefig(buffer, format=suffix[1:], metadata=metadata)
             write_whole(self._figure_path(name, suffix), buffer.getvalue())
         plt.close(fig)
+        width = round(fig.get_figwidth() * STYLE["figure.dpi"])
         return Image(data=buffer.getvalue(), format="png", width=width, alt=alt)
 
-    def animation(self, frames, name: str, alt: str, *, fps: int = 10):
-        """Save figures (an iterable; each is closed) as one looped GIF of at most 900 pixels; returns it to be shown.
+    def animation(self, frames: Iterable, name: str, alt: str, *, fps: int = 10) -> Any:
+        """Save figures (each is closed) as one looped GIF of at most 900 pixels; returns it to be shown.
 
         The last frame stays for two seconds.
         """
@@ -122,36 +130,40 @@ class Report:
         write_whole(self._figure_path(name, ".gif"), buffer.getvalue())
         return Image(data=buffer.getvalue(), format="gif", width=first.width, alt=alt)
 
-    def save(self, tensors: dict, name: str, *, scale: str, **facts) -> None:
-        """Save tensors for later notebooks, which get them with `saved.load`; `facts` (JSON) go along."""
-        from safetensors.torch import save
-
-        whole = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
-        content = save(
-            whole, metadata={"facts": json.dumps(plain({"scale": scale} | facts), sort_keys=True, allow_nan=False)}
-        )
-        write_whole(self.root / "runs" / self.stage / f"{name}.safetensors", content)
-
-    def table(self, frame, name: str):
-        """Save a pandas table as CSV with 6 significant digits; returns it for the notebook to show."""
-        text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        write_whole(self.root / "tables" / self.stage / f"{name}.csv", text.encode())
-        return frame
-
     def _figure_path(self, name: str, suffix: str) -> pathlib.Path:
         if not re.fullmatch(r"[a-z0-9_]+", name):
             raise ValueError(f"figure name {name!r}: use lower-case letters, digits and underscores")
         return self.root / "figures" / self.stage / f"{name}{suffix}"
 
+    def table(self, frame: Any, name: str) -> Any:
+        """Save a pandas table as CSV with 6 significant digits; returns it for the notebook to show."""
+        text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        write_whole(self.root / "tables" / self.stage / f"{name}.csv", text)
+        return frame
+
     def metrics(self, values: dict) -> dict:
         """Save the numbers that this notebook stands for; the last cell of every notebook."""
         values = plain(values)
         text = json.dumps(values, indent=2, sort_keys=True, allow_nan=False) + "\n"
-        write_whole(self.root / "metrics" / f"{self.stage}.json", text.encode())
+        write_whole(self.root / "metrics" / f"{self.stage}.json", text)
         return values
 
+    def save(self, tensors: "dict[str, Tensor]", name: str, *, scale: str, **facts: Any) -> None:
+        """Save tensors for later notebooks, which get them with `load_tensors`; `facts` (JSON) go along."""
+        from safetensors.torch import save
 
-def _picture(fig):
+        whole = {key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}
+        content = save(whole, metadata={"facts": _line({"scale": scale} | facts)})
+        write_whole(self.root / "runs" / self.stage / f"{name}.safetensors", content)
+
+    def new_folder(self, name: str, *, scale: str, **facts: Any) -> pathlib.Path:
+        """A folder for one model of `save_pretrained`, which later notebooks get with `find_folder`; facts go along."""
+        folder = self.root / "runs" / self.stage / name
+        write_whole(folder / "facts.json", _line({"scale": scale} | facts))
+        return folder
+
+
+def _picture(fig: Any) -> Any:
     """A figure as a Pillow image of at most 900 pixels width, and the figure closed."""
     from PIL import Image
 
@@ -164,5 +176,58 @@ def _picture(fig):
 def open_report(stage: str) -> Report:
     """The report of one stage, in the one style; under `reports/scratch` unless the pipeline runs the notebook."""
     use_style()
-    root = os.environ.get("DIPP_REPORTS")
-    return Report(stage, pathlib.Path(root) if root else config.root() / "reports" / "scratch")
+    place = os.environ.get("DIPP_REPORTS")
+    return Report(stage, pathlib.Path(place) if place else root() / "reports" / "scratch")
+
+
+# -------------------------------------------------------------------------------------------- what earlier ones saved
+
+
+def _cure(stage: str) -> str:
+    return f"run `make repro STAGE={stage}`, or the notebook {stage} by hand, first"
+
+
+def _found(stage: str, name: str, marker: str = "") -> pathlib.Path:
+    """What a stage saved: beside this run's own results, or in reports/scratch by hand; else what is published."""
+    reports = root() / "reports"
+    own = pathlib.Path(os.environ.get("DIPP_RESULTS") or reports / "scratch")
+    for path in (own / "runs" / stage / name, reports / "runs" / stage / name):
+        if (path / marker).is_file():
+            return path
+    raise InputError(f"{reports / 'runs' / stage / name} is missing: {_cure(stage)}")
+
+
+def _check_scale(path: pathlib.Path, stage: str, facts: Any, scale: str) -> None:
+    if not isinstance(facts, dict) or "scale" not in facts:
+        raise InputError(f"{path} cannot be read; remove it and {_cure(stage)}")
+    if facts["scale"] != scale:
+        made = f"{path} was made at scale '{facts['scale']}', this notebook runs at '{scale}'"
+        raise InputError(f"{made}: {_cure(stage)} with `scale: {scale}`")
+
+
+def load_tensors(stage: str, name: str, *, scale: str) -> "tuple[dict[str, Tensor], dict]":
+    """The tensors that a stage saved under this name, and the facts that went along.
+
+    `scale` is that of the notebook that asks: results of different scales are not mixed.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = _found(stage, f"{name}.safetensors")
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})["facts"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read ({type(error).__name__}); remove it and {_cure(stage)}") from None
+    _check_scale(path, stage, facts, scale)
+    if "DIPP_REPORTS" not in os.environ:
+        print(f"using {path}")
+    return tensors, facts
+
+
+def find_folder(stage: str, name: str, *, scale: str) -> tuple[pathlib.Path, dict]:
+    """The folder that a stage made under this name, and the facts that went along; `scale` is that of who asks."""
+    folder = _found(stage, name, "facts.json")
+    facts = read_json(folder / "facts.json", f"remove {folder} and {_cure(stage)}")
+    _check_scale(folder, stage, facts, scale)
+    return folder, facts

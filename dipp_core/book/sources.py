@@ -1,33 +1,50 @@
-"""What a notebook is made of: its cleaned text and the files of `dipp_core` that it imports, directly or not.
+"""What a notebook is made of: its text, and the files of `dipp_core` that it imports, directly or not.
 
-A stage of the pipeline depends on exactly these, so saving a notebook with outputs changes nothing, and editing a file
-of the library re-runs only the notebooks that import it.
+`write` puts both under .work, where the pipeline tracks them: .work/sources/STAGE.ipynb is the notebook without what
+changes when it is opened, run or saved, and .work/code/STAGE names the files of the library with their hashes. So
+saving a notebook makes nothing stale, and an edit of the library makes stale exactly the notebooks that use the file.
 """
 
 import ast
+import functools
 import hashlib
 import json
-import os
 import pathlib
+import re
 
-from dipp_core.book import config
+from dipp_core.files import InputError, root, write_whole
+
+# Not code of a notebook: schemas have no defaults, so they can refuse a run but never change its result.
+SCHEMAS = "dipp_core/book/sections.py"
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
 def notebook_path(stage: str) -> pathlib.Path:
-    return config.root() / "notebooks" / f"{stage}.ipynb"
+    return root() / "notebooks" / f"{stage}.ipynb"
 
 
 def stages() -> list[str]:
     """All notebooks, in reading order."""
-    return sorted(path.stem for path in (config.root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    return sorted(path.stem for path in (root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def read_notebook(path: pathlib.Path) -> dict:
+    try:
+        notebook = json.loads(path.read_text())
+        if not all("cell_type" in cell and "source" in cell for cell in notebook["cells"]) or not notebook["cells"]:
+            raise KeyError
+    except FileNotFoundError:
+        raise InputError(f"{path.name}: no such notebook; there are {', '.join(stages())}") from None
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: not a notebook (broken JSON or no cells); restore it with git") from None
+    return notebook
+
+
+# -------------------------------------------------------------------------------------------------------------- text
 
 
 def clean(notebook: dict) -> dict:
-    """The notebook without what changes when it is merely opened, run or saved.
-
-    Dropped: outputs, execution counts, editor metadata, attachments of the front end and cell ids (an id differs
-    between clones). Kept: the order, kind and text of the cells, and their tags.
-    """
+    """Order, kind, text and tags of the cells; no outputs, counters, editor metadata or ids, which differ by clone."""
     cells = []
     for cell in notebook["cells"]:
         tags = cell.get("metadata", {}).get("tags", [])
@@ -40,61 +57,30 @@ def clean(notebook: dict) -> dict:
             kept |= {"execution_count": None, "outputs": []}
         if kept["source"]:
             cells.append(kept)
-    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-    return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 4}
+    return {"cells": cells, "metadata": {"kernelspec": KERNEL}, "nbformat": 4, "nbformat_minor": 4}
 
 
-def read_notebook(path: pathlib.Path) -> dict:
-    try:
-        notebook = json.loads(path.read_text())
-        if not all("cell_type" in cell and "source" in cell for cell in notebook["cells"]) or not notebook["cells"]:
-            raise KeyError
-    except FileNotFoundError:
-        known = stages()
-        raise SystemExit(f"{path.name}: no such notebook; there are {', '.join(known)}") from None
-    except (ValueError, KeyError, IndexError, TypeError):
-        raise SystemExit(f"{path}: not a notebook (broken JSON or no cells); restore it with git") from None
-    return notebook
+def _text(notebook: dict) -> str:
+    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
-def cleaned_text(path: pathlib.Path) -> str:
+def cleaned_text(stage: str) -> str:
     """The canonical text of a notebook: equal bytes mean equal content."""
-    return json.dumps(clean(read_notebook(path)), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+    return _text(clean(read_notebook(notebook_path(stage))))
 
 
-def write_cleaned(stage: str) -> pathlib.Path:
-    """The cleaned source under .work/sources, which the pipeline tracks; untouched where it is already right."""
-    folder = config.root() / ".work" / "sources"
-    path, text = folder / f"{stage}.ipynb", cleaned_text(notebook_path(stage))
-    if not path.is_file() or path.read_text() != text:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder.with_name(f"{stage}.partial")  # not inside: the pipeline tracks the whole folder
-        partial.write_text(text)
-        os.replace(partial, path)
-    return path
+def strip(stage: str) -> None:
+    """Remove outputs and editor metadata from a notebook in place."""
+    path = notebook_path(stage)
+    notebook = clean(read_notebook(path)) | {"nbformat_minor": 5}
+    for number, cell in enumerate(notebook["cells"]):
+        cell["id"] = f"cell-{number:02d}"
+        cell["source"] = cell["source"].splitlines(keepends=True)
+    if _text(notebook) != path.read_text():
+        write_whole(path, _text(notebook))
 
 
-def write_all_cleaned() -> None:
-    """The cleaned sources of all notebooks, and of no others; a notebook that the pipeline names must be there."""
-    for name in sorted(set(filter(lambda stage: stage[:2].isdigit(), _pipeline())) - set(stages())):
-        raise SystemExit(f"notebooks/{name}.ipynb: missing, though dvc.yaml names it; restore it with git")
-    wanted = {write_cleaned(stage) for stage in stages()}
-    for path in (config.root() / ".work" / "sources").glob("*"):
-        if path not in wanted:
-            path.unlink()
-
-
-def strip(stages: list[str]) -> None:
-    """Remove outputs and editor metadata from notebooks in place."""
-    for stage in stages:
-        path = notebook_path(stage)
-        notebook = clean(read_notebook(path)) | {"nbformat_minor": 5}
-        for number, cell in enumerate(notebook["cells"]):
-            cell["id"] = f"cell-{number:02d}"
-            cell["source"] = cell["source"].splitlines(keepends=True)
-        text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-        if text != path.read_text():
-            path.write_text(text)
+# -------------------------------------------------------------------------------------------------------------- code
 
 
 def code_of(notebook: dict) -> str:
@@ -103,79 +89,70 @@ def code_of(notebook: dict) -> str:
     return "\n".join(line for cell in cells for line in cell.splitlines() if not line.lstrip().startswith(("%", "!")))
 
 
-def _imported(code: str, package: pathlib.Path) -> set[pathlib.Path]:
-    """Files of dipp_core that this code names in an import statement, and the packages on the way to them."""
+@functools.lru_cache(maxsize=512)
+def modules(code: str) -> frozenset[str]:
+    """Names of dipp_core that this code imports, anywhere in it; `from a import b` may mean the module a.b."""
     names = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    files = set()
-    for name in names:
+    return frozenset(name for name in names if name.split(".")[0] == "dipp_core")
+
+
+def files_of(code: str, top: pathlib.Path) -> set[str]:
+    """The files that these names are, and the packages on the way to them, as paths below the checkout `top`."""
+    found = set()
+    for name in modules(code):
         parts = name.split(".")
-        if parts[0] != package.name:
-            continue
         for depth in range(1, len(parts) + 1):
-            base = package.joinpath(*parts[1:depth])
-            files |= {path for path in (base / "__init__.py", base.with_suffix(".py")) if path.is_file()}
-    return files
+            base = "/".join(parts[:depth])
+            found |= {path for path in (f"{base}/__init__.py", f"{base}.py") if (top / path).is_file()}
+    return found - {SCHEMAS}
 
 
-def imports(code: str, root: pathlib.Path | None = None) -> list[str]:
+def imports(code: str, top: pathlib.Path | None = None) -> list[str]:
     """Every file of dipp_core that running this code reads, as paths relative to the checkout, sorted."""
-    root = root or config.root()
-    package = root / "dipp_core"
-    found, open_files = set(), _imported(code, package)
-    while open_files:
-        path = open_files.pop()
+    top = top or root()
+    found: set[str] = set()
+    left = files_of(code, top)
+    while left:
+        path = left.pop()
         found.add(path)
-        open_files |= _imported(path.read_text(), package) - found
-    return sorted(path.relative_to(root).as_posix() for path in found)
+        left |= files_of((top / path).read_text(), top) - found
+    return sorted(found)
 
 
-def _pipeline() -> dict[str, dict]:
-    """The stages of dvc.yaml."""
-    from ruamel.yaml import YAML
-
-    path = config.root() / "dvc.yaml"
-    return YAML(typ="safe").load(path.read_text()).get("stages", {}) if path.is_file() else {}
+def code_text(stage: str) -> str:
+    """A line for every file of the library that a notebook uses: hash and path."""
+    files = imports(code_of(read_notebook(notebook_path(stage))))
+    return "".join(f"{hashlib.sha256((root() / file).read_bytes()).hexdigest()}  {file}\n" for file in files)
 
 
-def declared(stage: str) -> list[str]:
-    """The dependencies that dvc.yaml declares for a stage and that people edit: code, data and notebooks."""
-    entry = _pipeline().get(stage, {})
-    edited = ("dipp_core", "data/", "requirements.lock", ".work/sources")
-    return [name for name in entry.get("deps", []) if name.startswith(edited)]
+# ------------------------------------------------------------------------------------------------- for the pipeline
 
 
-def _files(name: str) -> list[pathlib.Path]:
-    """The files behind a declared dependency; a cleaned notebook stands for its source."""
-    path = config.root() / name
-    if name == ".work/sources":
-        return [notebook_path(stage) for stage in stages()]
-    if name.startswith(".work/sources/"):
-        return [notebook_path(path.stem)]
-    if path.is_dir():
-        return sorted(found for found in path.rglob("*") if found.is_file() and "__pycache__" not in found.parts)
-    if not path.is_file():
-        raise SystemExit(f"{name}: missing, though dvc.yaml declares it; `git checkout -- {name}` or run its stage")
-    return [path]
+def write(stage: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """The cleaned notebook and the list of its code under .work; untouched where they are already right."""
+    paths = root() / ".work" / "sources" / f"{stage}.ipynb", root() / ".work" / "code" / stage
+    for path, text in zip(paths, (cleaned_text(stage), code_text(stage)), strict=True):
+        old = path.read_text() if path.is_file() else None
+        if old is not None and path.parent.name == "code" and old != text:
+            changed = sorted({line.split("  ")[1] for line in set(old.splitlines()) ^ set(text.splitlines())})
+            print(f"{stage}: {', '.join(changed)} changed")
+        if old != text:
+            write_whole(path, text)
+    return paths
 
 
-def fingerprint(stage: str) -> dict[str, str]:
-    """The sources of one stage with their hashes; compared before and after a run, and kept in its manifest."""
-    root = config.root()
-    own = notebook_path(stage)
-    files = {own} | {root / name for name in imports(code_of(read_notebook(own)))}
-    files |= {path for name in declared(stage) for path in _files(name)}
-    hashes = {}
-    for path in sorted(files):
-        content = cleaned_text(path).encode() if path.suffix == ".ipynb" else path.read_bytes()
-        hashes[path.relative_to(root).as_posix()] = hashlib.sha256(content).hexdigest()[:16]
-    return hashes
-
-
-if __name__ == "__main__":  # the dependencies that dvc.yaml must name, stage by stage
-    for name in stages():
-        print(f"{name}:", *imports(code_of(read_notebook(notebook_path(name)))), sep="\n      - ")
+def write_all() -> None:
+    """`write` for all notebooks, and nothing else there; a notebook that the pipeline names must be there."""
+    pipeline = root() / "dvc.yaml"
+    named = set(re.findall(r'^ +"?(\d\d_\w+)"?:', pipeline.read_text(), re.M)) if pipeline.is_file() else set()
+    for name in sorted(named - set(stages())):
+        raise InputError(f"notebooks/{name}.ipynb: missing, though dvc.yaml names it; restore it with git")
+    wanted = {path for stage in stages() for path in write(stage)}
+    for path in [*(root() / ".work" / "sources").glob("*"), *(root() / ".work" / "code").glob("*")]:
+        if path not in wanted:
+            path.unlink()

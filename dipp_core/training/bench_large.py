@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dipp_core.book import config, manifest, report
+from dipp_core.book import config, pipeline, report
 from dipp_core.training import full_size
 from dipp_core.training.full_size import GIB, Case
 
@@ -185,12 +185,10 @@ def measure_all(
 
 def write_manifest(place: report.Report, kind: str, measured: list[str], start: float) -> None:
     """Beside the manifests of the pipeline, in a folder of their own: these are no stages of it."""
-    state = {
-        "params": {"scale": "full", "seed": 0, "measured": measured, "numbers": full_size.NUMBERS},
-        "sources": {},
-        "threads": int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
-    }
-    manifest.write(f"{STAGE}_{kind}", state, start, place.root / "manifests" / "bench" / f"{STAGE}_{kind}.json")
+    params = {"scale": "full", "seed": 0, "measured": measured, "numbers": full_size.NUMBERS}
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    path = place.root / "manifests" / "bench" / f"{STAGE}_{kind}.json"
+    pipeline.write_manifest(path, f"{STAGE}_{kind}", params, threads, start, "")
 
 
 def main(wanted: Sequence[str]) -> None:

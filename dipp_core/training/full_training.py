@@ -45,7 +45,6 @@ DECISIVE = ("roles", "rank", "targets", "dtype", "tiny_vae", "eight_bit_adam")
 
 # what is wrong in a way that a reader can cure, in one line; anything else is a mistake of this code, and shown whole
 KNOWN = (
-    config.ConfigError,
     full_scale.FullScaleError,
     preflight.PreflightError,
     InputError,
@@ -201,11 +200,11 @@ def section_of(stage: str, pairs: list[str]) -> TwoStages:
     for key in changes.keys() - plain.keys():
         outer, _, inner = key.partition(".")
         if not isinstance(whole.get(outer), dict):
-            raise config.ConfigError(f"--set {key}: there is nothing inside {outer}")
+            raise InputError(f"--set {key}: there is nothing inside {outer}")
         whole[outer] |= {inner: changes[key]}
     run = config.section(stage, whole)
     if not isinstance(run, TwoStages):
-        raise config.ConfigError(f"{stage} is no training at full scale")
+        raise InputError(f"{stage} is no training at full scale")
     return run
 
 

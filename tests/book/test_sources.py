@@ -7,7 +7,8 @@ import sys
 import nbformat
 import pytest
 
-from dipp_core.book import config, sources
+from dipp_core.book import sources
+from dipp_core.files import InputError
 
 
 @pytest.fixture
@@ -46,13 +47,10 @@ def saved_by_an_editor(path):
 # -------------------------------------------------------------------------------------------------- the cleaned text
 
 
-@pytest.mark.parametrize("stage", ["01_draw", "02_count"])
-def test_saving_with_outputs_does_not_change_the_cleaned_text(small, stage):
-    path = sources.notebook_path(stage)
-    before, cleaned = path.read_bytes(), sources.cleaned_text(path)
-    saved_by_an_editor(path)
-    assert path.read_bytes() != before
-    assert sources.cleaned_text(path) == cleaned
+def test_saving_with_outputs_does_not_change_the_cleaned_text(small):
+    cleaned = sources.cleaned_text("02_count")
+    saved_by_an_editor(sources.notebook_path("02_count"))
+    assert sources.cleaned_text("02_count") == cleaned
 
 
 CHANGES = {
@@ -61,95 +59,89 @@ CHANGES = {
     "a tag": lambda cells: cells[5].update(metadata={"tags": ["hide"]}),
     "the kind of a cell": lambda cells: cells[5].update(cell_type="markdown"),
     "the order": lambda cells: cells.reverse(),
-    "a cell more": lambda cells: cells.append(cells[0]),
     "a cell less": lambda cells: cells.pop(),
 }
 
 
 @pytest.mark.parametrize("what", CHANGES)
 def test_what_a_reader_changes_changes_the_cleaned_text(small, what):
-    path = sources.notebook_path("02_count")
-    cleaned, notebook = sources.cleaned_text(path), json.loads(path.read_text())
+    path, cleaned = sources.notebook_path("02_count"), sources.cleaned_text("02_count")
+    notebook = json.loads(path.read_text())
     CHANGES[what](notebook["cells"])
     path.write_text(json.dumps(notebook))
-    assert sources.cleaned_text(path) != cleaned
+    assert sources.cleaned_text("02_count") != cleaned
 
 
-def test_a_cleaned_notebook_is_a_valid_notebook_and_stays_as_it_is(small):
-    path = sources.write_cleaned("01_draw")
-    nbformat.validate(nbformat.read(path, as_version=4))
-    assert sources.cleaned_text(path) == path.read_text()
+def test_what_the_pipeline_tracks_is_valid_and_is_not_written_again(small):
+    before = [path.stat() for path in sources.write("01_draw")]
+    notebook, code = sources.write("01_draw")
+    nbformat.validate(nbformat.read(notebook, as_version=4))
+    assert [line.split()[1] for line in code.read_text().splitlines()] == [
+        "dipp_core/__init__.py",
+        "dipp_core/alpha.py",
+        "dipp_core/book/__init__.py",
+        "dipp_core/book/config.py",
+        "dipp_core/book/report.py",
+        "dipp_core/book/section_types.py",
+        "dipp_core/files.py",
+    ]
+    assert [(now.st_mtime_ns, now.st_ino) for now in (notebook.stat(), code.stat())] == [
+        (old.st_mtime_ns, old.st_ino) for old in before
+    ]
 
 
-def test_a_right_cleaned_copy_is_not_written_again(small):
-    path = sources.write_cleaned("01_draw")
-    before = path.stat()
-    assert sources.write_cleaned("01_draw").stat().st_mtime_ns == before.st_mtime_ns
-    assert path.stat().st_ino == before.st_ino
+def test_an_edit_of_a_used_file_shows_under_its_name_and_of_another_does_not(small, capsys):
+    (_, draw), (_, count) = sources.write("01_draw"), sources.write("02_count")
+    old = draw.read_text(), count.read_text()
+    for name in ("beta", "unused", "book/sections"):
+        with open(small / f"dipp_core/{name}.py", "a") as file:
+            file.write("# edited\n")
+    sources.write_all()
+    assert capsys.readouterr().out == "02_count: dipp_core/beta.py changed\n"
+    assert (draw.read_text() == old[0], count.read_text() == old[1]) == (True, False)
 
 
-def test_cleaned_copies_are_those_of_the_notebooks_and_no_others(small):
-    sources.write_all_cleaned()
+def test_what_is_tracked_is_that_of_the_notebooks_and_of_no_others(small):
+    sources.write_all()
     (small / "notebooks/02_count.ipynb").unlink()
-    with pytest.raises(SystemExit, match=r"02_count\.ipynb: missing, though dvc\.yaml names it"):
-        sources.write_all_cleaned()
+    with pytest.raises(InputError, match=r"02_count\.ipynb: missing, though dvc\.yaml names it"):
+        sources.write_all()
     (small / "dvc.yaml").write_text("stages: {}")
-    sources.write_all_cleaned()
+    sources.write_all()
     assert [path.name for path in (small / ".work/sources").iterdir()] == ["01_draw.ipynb"]
-
-
-def test_notebooks_are_listed_in_reading_order(small):
-    (small / "notebooks/scratch.ipynb").write_text("{}")
-    assert sources.stages() == ["01_draw", "02_count"]
+    assert [path.name for path in (small / ".work/code").iterdir()] == ["01_draw"]
 
 
 def test_an_unknown_notebook_names_the_known_ones(small):
-    with pytest.raises(SystemExit, match=r"03_none\.ipynb: no such notebook; there are 01_draw, 02_count"):
-        sources.read_notebook(sources.notebook_path("03_none"))
+    (small / "notebooks/scratch.ipynb").write_text("{}")
+    with pytest.raises(InputError, match=r"03_none\.ipynb: no such notebook; there are 01_draw, 02_count"):
+        sources.cleaned_text("03_none")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"cells": []}', '{"cells": [{}]}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"cells": []}', '{"cells": [{}]}'])
 def test_a_broken_notebook_is_one_line(small, text):
     (small / "notebooks/01_draw.ipynb").write_text(text)
-    with pytest.raises(SystemExit, match=r"01_draw\.ipynb: not a notebook"):
-        sources.read_notebook(sources.notebook_path("01_draw"))
+    with pytest.raises(InputError, match=r"01_draw\.ipynb: not a notebook"):
+        sources.cleaned_text("01_draw")
 
 
 # ------------------------------------------------------------------------------------------------ the imported files
 
 
 @pytest.mark.parametrize(
-    "code",
+    ("code", "found"),
     [
-        "import dipp_core.a",
-        "import dipp_core.a as short",
-        "from dipp_core import a",
-        "from dipp_core.a import name",
-        "def later():\n    from dipp_core.a import name",
+        ("import dipp_core.a", ["__init__.py", "a.py"]),
+        ("from dipp_core import a as short", ["__init__.py", "a.py"]),
+        ("def later():\n    from dipp_core.a import name", ["__init__.py", "a.py"]),
+        ("import dipp_core.b", ["__init__.py", "a.py", "b.py", "c.py"]),  # followed, and circles end
+        ("import dipp_core.room.d", ["__init__.py", "a.py", "room/__init__.py", "room/d.py"]),  # packages on the way
+        ("text = 'import dipp_core.a'  # import dipp_core.b\nimport os, dipp_core_else", []),
     ],
 )
-def test_every_form_of_import_is_seen(package, code):
-    assert package({"a.py": "", "b.py": ""}, code) == ["__init__.py", "a.py"]
-
-
-def test_imports_are_followed(package):
-    files = {"a.py": "from dipp_core import b", "b.py": "import dipp_core.c", "c.py": "", "d.py": ""}
-    assert package(files, "import dipp_core.a") == ["__init__.py", "a.py", "b.py", "c.py"]
-
-
-def test_imports_in_a_circle_end(package):
-    files = {"a.py": "from dipp_core import b", "b.py": "from dipp_core import a"}
-    assert package(files, "import dipp_core.a") == ["__init__.py", "a.py", "b.py"]
-
-
-def test_packages_on_the_way_belong_to_it_with_their_own_imports(package):
-    files = {"room/__init__.py": "import dipp_core.b", "room/a.py": "", "room/other.py": "", "b.py": ""}
-    assert package(files, "import dipp_core.room.a") == ["__init__.py", "b.py", "room/__init__.py", "room/a.py"]
-
-
-@pytest.mark.parametrize("code", ["text = 'import dipp_core.a'", "# import dipp_core.a", "import os, dipp_core_else"])
-def test_text_comments_and_other_packages_are_not_imports(package, code):
-    assert package({"a.py": ""}, code) == []
+def test_every_form_of_import_is_seen_and_followed(package, code, found):
+    files = {"b.py": "from dipp_core import c", "c.py": "import dipp_core.a, dipp_core.b"}
+    assert package(files | {"a.py": "", "room/__init__.py": "import dipp_core.a", "room/d.py": ""}, code) == found
 
 
 def test_lines_for_ipython_are_left_out():
@@ -161,82 +153,26 @@ def test_lines_for_ipython_are_left_out():
 
 
 def test_the_closure_of_a_real_import_is_what_python_loads(checkout):
-    """Against the interpreter: the files found by reading are the files that importing loads."""
-    code = "import dipp_core.book.sections, dipp_core.book.sources"
+    """Against the interpreter: the files found by reading are the files that importing loads, schemas aside."""
+    code = "import dipp_core.book.sources, dipp_core.book.report"
     loaded = "m.__file__ for n, m in sys.modules.items() if n.split('.')[0] == 'dipp_core'"
     show = f"; import sys; print(*({loaded}), sep=chr(10))"
     loaded = subprocess.run([sys.executable, "-c", code + show], cwd=checkout, capture_output=True, text=True)
     names = {name.removeprefix(f"{checkout}/") for name in loaded.stdout.splitlines()}
     assert names
-    assert names == set(sources.imports(code, checkout))
+    schemas = {"dipp_core/book/sections.py", "dipp_core/book/full_schema.py"}
+    assert names - schemas == set(sources.imports(code, checkout)) - schemas
 
 
-# ------------------------------------------------------------------------------------------------- what a run rests on
+# ------------------------------------------------------------------------------------------------------------- strip
 
 
-def test_a_fingerprint_names_notebook_and_imports(small):
-    assert list(sources.fingerprint("02_count")) == [
-        "dipp_core/__init__.py",
-        "dipp_core/beta.py",
-        "dipp_core/book/__init__.py",
-        "dipp_core/book/config.py",
-        "dipp_core/files.py",
-        "notebooks/02_count.ipynb",
-    ]
-
-
-def changed(before: dict, after: dict) -> list[str]:
-    return [name for name in before | after if before.get(name) != after.get(name)]
-
-
-@pytest.mark.parametrize("name", ["dipp_core/beta.py", "dipp_core/book/config.py"])
-def test_an_edit_of_an_imported_file_shows_under_its_name(small, name):
-    before = sources.fingerprint("02_count")
-    (small / name).write_text((small / name).read_text() + "# edited\n")
-    assert changed(before, sources.fingerprint("02_count")) == [name]
-
-
-def test_an_edit_elsewhere_does_not_show(small):
-    before = sources.fingerprint("02_count")
-    (small / "dipp_core/alpha.py").write_text("# edited\n")
-    (small / "dipp_core/unused.py").write_text("# edited\n")
-    assert changed(before, sources.fingerprint("02_count")) == []
-
-
-def test_saving_a_notebook_does_not_show(small):
-    before = sources.fingerprint("02_count")
-    saved_by_an_editor(sources.notebook_path("02_count"))
-    assert changed(before, sources.fingerprint("02_count")) == []
-
-
-def declare(small, *names):
-    pipeline = json.loads((small / "dvc.yaml").read_text())
-    pipeline["stages"]["02_count"]["deps"] += names
-    (small / "dvc.yaml").write_text(json.dumps(pipeline))
-
-
-def test_declared_data_belongs_to_it(small):
-    (small / "data").mkdir()
-    (small / "data/words.csv").write_text("a\n")
-    declare(small, "data/words.csv")
-    before = sources.fingerprint("02_count")
-    (small / "data/words.csv").write_text("b\n")
-    assert changed(before, sources.fingerprint("02_count")) == ["data/words.csv"]
-
-
-def test_declared_folders_belong_to_it_file_by_file(small):
-    declare(small, "dipp_core", ".work/sources")
-    before = sources.fingerprint("02_count")
-    small.set_cell("01_draw", 1, "# Drawing\n\nOther words.")
-    (small / "dipp_core/unused.py").write_text("# edited\n")
-    assert changed(before, sources.fingerprint("02_count")) == ["dipp_core/unused.py", "notebooks/01_draw.ipynb"]
-
-
-def test_missing_declared_data_is_one_line(small):
-    declare(small, "data/words.csv")
-    with pytest.raises(SystemExit, match=r"data/words\.csv: missing, though dvc\.yaml declares it"):
-        sources.fingerprint("02_count")
-
-
-def test_the_stage_of_a_section_and_its_name(small):
-    assert [config.section_name(stage) for stage in sources.stages()] == ["draw", "count"]
+def test_strip_removes_outputs_keeps_the_cleaned_text_and_writes_once(small):
+    path, cleaned = sources.notebook_path("02_count"), sources.cleaned_text("02_count")
+    saved_by_an_editor(path)
+    sources.strip("02_count")
+    before = path.stat().st_mtime_ns
+    sources.strip("02_count")
+    nbformat.validate(nbformat.read(path, as_version=nbformat.NO_CONVERT))
+    assert "3.14" not in path.read_text()
+    assert (sources.cleaned_text("02_count"), path.stat().st_mtime_ns) == (cleaned, before)

@@ -7,6 +7,7 @@ import torch
 
 from dipp_core.book import config
 from dipp_core.book.full_schema import TwoStages
+from dipp_core.files import InputError
 from dipp_core.models import miniature
 from dipp_core.training import full_scale, full_training
 from dipp_core.training.checkpoint import CheckpointError
@@ -116,7 +117,7 @@ def test_a_value_inside_a_stage_is_set_by_its_path(place, monkeypatch):
     monkeypatch.setattr(config, "section", lambda stage, changes: TwoStages(**(values | changes)))
     run = full_training.section_of("30_sd15", ["align.steps=7", "seed=3"])
     assert (run.align.steps, run.align.method, run.distil.steps, run.seed) == (7, "dipp", 2, 3)
-    with pytest.raises(config.ConfigError, match="nothing inside seed"):
+    with pytest.raises(InputError, match="nothing inside seed"):
         full_training.section_of("30_sd15", ["seed.steps=7"])
 
 
