@@ -10,17 +10,18 @@ import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from ruamel.yaml import YAML
+
+from dipp_core.book import sources
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STAGES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
 LOADING = {"src", "srcset", "data", "poster", "background"}  # attributes that make a browser fetch something
 
 
 def needed(stage: str) -> list[str]:
     """The stages whose saved runs a stage loads."""
-    return [name.split("/")[2] for name in PIPELINE["stages"][stage]["deps"] if name.startswith("reports/runs/")]
+    code = sources.code_of(sources.read_notebook(sources.notebook_path(stage)))
+    return sorted(set(re.findall(r'(?:load_tensors|find_folder)\(\s*"(\w+)"', code)))
 
 
 def run_notebook(stage: str, reports: pathlib.Path, before: list[Future]) -> str:
