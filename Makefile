@@ -46,5 +46,5 @@ bench-gpu: setup  ## true-size steps on a GPU, random weights; without a GPU the
 	$(BIN)/python -m dipp_core.training.bench_gpu
 
 clean:  ## remove caches and unfinished work; keeps .venv, notebooks and reports
-	rm -rf .work/runs .work/failed .work/sources .pytest_cache .ruff_cache .mypy_cache dvc_plots reports/scratch ./*.egg-info
+	rm -rf .work/runs .work/failed .work/sources .work/code .pytest_cache .ruff_cache .mypy_cache dvc_plots reports/scratch ./*.egg-info
 	find dipp_core tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
