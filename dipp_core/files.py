@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -34,15 +34,22 @@ def write_whole(path: pathlib.Path, content: bytes | str) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def only_one(lock: pathlib.Path, what: str) -> Iterator[None]:
-    """Refuse a second process that wants the same; the lock vanishes with its process, however that ends."""
+def only_one(lock: pathlib.Path, what: str, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Refuse a second process that wants the same; the lock vanishes with its process, however that ends.
+
+    wait: the second is not refused, but told so by this, and waits.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "a+") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             handle.seek(0)
-            raise InputError(f"{what}: is already running (process {handle.read().strip()}); wait for it") from None
+            other = handle.read().strip()
+            if wait is None:
+                raise InputError(f"{what}: is already running (process {other}); wait for it") from None
+            wait(f"{what}: process {other} writes there; waiting for it")
+            fcntl.flock(handle, fcntl.LOCK_EX)
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()

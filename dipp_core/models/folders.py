@@ -1,33 +1,22 @@
-"""Public one-step models that a generator can start from: what is known of each, and from where.
+"""Models as folders in diffusers format: found or fetched, read into the roles of the method, and written again.
 
-A start is asked once, at the timestep that it was trained at. Two conventions of the noise z ~ N(0, I) are in use:
+    world = load(locate("stable-diffusion-v1-5/stable-diffusion-v1-5", fetch=True))
+    path = locate_start("stabilityai/sd-turbo", fetch=True)              # a one-step model that a generator starts from
+    start = load_start(path, world)
+    gen = asked_as_published(start.generator(999), "stabilityai/sd-turbo", path)
+    export_start(folder, world, gen)
+
+Weights are safetensors only; classes come from the list below and never from the folder; only `locate` fetches, where
+it is told to. Every flaw is one line that says what is wrong and what to do.
+
+A one-step model is asked once, at the timestep that it was trained at. Two conventions of its noise z ~ N(0, I) are in
+use, and published models keep theirs:
 
     AS_IT_IS      x = z              fed as x_t*; the first step of a latent consistency model, and ours
     TIMES_SIGMA   x = sigma(t*) z    the noise that the forward process leaves of a picture that is black
 
 The second goes by several names: `add_noise(0, z, t*)`; EDM's D(sigma z, sigma) with sigma = sigma(t*) / alpha(t*);
-Euler's method from its largest sigma. No commit stands here that was not seen in a public place; without one a hub id
-must be given as OWNER/NAME@COMMIT. What a model says itself, in its folder's scheduler, is read from there.
-
-Folders in diffusers format: read into the roles of the method, with every flaw named in one line, and written again.
-
-Weights are safetensors only; classes come from the list below and never from the folder; nothing is fetched.
-
-Public diffusions by hub id: the commit each is taken from, its descriptions, its size, the command that fetches it.
-
-Descriptions of the known ones are written down here, so that memory can be estimated before anything is fetched. They
-are facts about published files: the class and the numbers in each config.json that decide the size of a network.
-
-Where a generator starts: a pipeline folder, a bare denoiser, a single file of weights; under our convention or not.
-
-    path = starts.locate("stabilityai/sd-turbo", fetch=True)
-    start = starts.load(path, world, dtype=.., device=..)
-    gen = starts.converted(start.generator(999), starts.convention("stabilityai/sd-turbo", path).noise)
-    starts.export(folder, world, gen)
-
-What a start does not bring, its noise or the size of its networks, is taken from the reference `world`. Published
-sampling rules are kept exactly: where a model was trained on x = sigma(t*) z, the generator multiplies, and the
-exported pipeline has the scheduler that does so too.
+Euler's method from its largest sigma.
 """
 
 import copy
@@ -40,7 +29,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dipp_core.files import InputError, check_weights, first_line, read_json
 from dipp_core.method.generator import OneStepGenerator
@@ -48,104 +37,6 @@ from dipp_core.method.schedule import NoiseSchedule, vp_discrete
 from dipp_core.method.scores import Cond
 from dipp_core.models.latent import Denoiser, LatentDiffusion
 from dipp_core.models.prompts import PIXART_TOKENS, TextEncoder
-
-AS_IT_IS, TIMES_SIGMA = "as it is", "times sigma"
-IN_CODE = "verified in public code"
-ON_PAGE = "verified on a page of the hub"
-RECALLED = "recalled"
-UNKNOWN = "unknown"
-
-SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
-SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-PIXART = "PixArt-alpha/PixArt-XL-2-512x512"
-
-
-@dataclass(frozen=True)
-class Start:
-    """A published one-step model.
-
-    reference: the diffusion whose latents and prompts it shares. revision: None where no commit could be verified.
-    half: its weights are there in half precision alone. pickled: the file its weights are in, where that is a pickle,
-    which is not opened here; cure: what to do about it. status: of every statement, how it is known.
-    """
-
-    reference: str
-    t_star: int
-    prediction: str
-    noise: str
-    revision: str | None
-    status: Mapping[str, str]
-    half: bool = False
-    pickled: str | None = None
-    cure: str | None = None
-
-
-def _distar_family() -> dict[str, Start]:
-    """The release of Diff-Instruct*: five SDXL generators, whole pipelines."""
-    status = {"t_star": IN_CODE, "noise": IN_CODE, "prediction": RECALLED, "reference": IN_CODE, "revision": UNKNOWN}
-    start = Start(SDXL, 399, "eps", AS_IT_IS, None, status, half=True)
-    names = ("distar_long_1step", "distar_short_1step", "sim_1step", "dipp_1step", "diff_instruct_1step")
-    return {f"XDG-XHS/{name}": start for name in names}
-
-
-STARTS = _distar_family() | {
-    "tianweiy/DMD2": Start(
-        SDXL,
-        399,
-        "eps",
-        AS_IT_IS,
-        "be22767697a1f3ca656b73c776e15fa335c86c6c",
-        {"t_star": IN_CODE, "noise": IN_CODE, "prediction": RECALLED, "reference": IN_CODE, "revision": ON_PAGE},
-        pickled="dmd2_sdxl_1step_unet_fp16.bin",
-        cure=(
-            "write its tensors anew, once: torch.load(FILE, weights_only=True), then safetensors.torch.save_file; and "
-            "give the .safetensors file"
-        ),
-    ),
-    "UT-Austin-PML/SiD-LSG": Start(
-        SD15,
-        625,
-        "eps",
-        TIMES_SIGMA,
-        "08b9319239ee023737744d5790ee7466268bffed",
-        {"t_star": IN_CODE, "noise": IN_CODE, "prediction": RECALLED, "reference": IN_CODE, "revision": ON_PAGE},
-        pickled="batch512_cfg4.54.54.5_t625_8380_v2.pkl",
-        cure=(
-            "open it with the code of SiD-LSG where you trust it, save its 'ema' by save_pretrained, and put beside it "
-            'one_step.json with {"t_star": 625, "noise": "times sigma"}; then give the folder'
-        ),
-    ),
-    "PixArt-alpha/PixArt-Alpha-DMD-XL-2-512x512": Start(
-        PIXART,
-        400,
-        "eps",
-        AS_IT_IS,
-        "57df7bb32daad69bc1d6c825a275935113802169",
-        {"t_star": IN_CODE, "noise": IN_CODE, "prediction": RECALLED, "reference": IN_CODE, "revision": ON_PAGE},
-    ),
-    # its reference, Stable Diffusion 2.1, was withdrawn by its owner in November 2025: a folder of it must be given
-    "stabilityai/sd-turbo": Start(
-        "a folder of Stable Diffusion 2.1 (base)",
-        999,
-        "eps",
-        TIMES_SIGMA,
-        "b261bac6fd2cf515557d5d0707481eafa0485ec2",
-        {"t_star": RECALLED, "noise": ON_PAGE, "prediction": ON_PAGE, "reference": RECALLED, "revision": IN_CODE},
-    ),
-}
-
-
-def starts_table() -> list[dict[str, str | int]]:
-    """The starts for a reader, each statement with how it is known."""
-    rows = []
-    for name, start in STARTS.items():
-        row = {"start": name}
-        for field in ("reference", "t_star", "prediction", "noise", "revision"):
-            value = getattr(start, field)
-            row[field] = f"{'not known' if value is None else value} ({start.status[field]})"
-        rows.append(row | {"weights": f"pickle, {start.pickled}" if start.pickled else "safetensors"})
-    return rows
-
 
 PARTS = ("denoiser", "vae", "text")
 # pipeline class -> the folder of its denoiser and the class that it is loaded with
@@ -167,180 +58,34 @@ CLASSES = {
 }
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 NOISE = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "trained_betas", "prediction_type")
-AGAIN = "fetch or make the model again"
-
-
-# ------------------------------------------------------------------------------------------------------------ reading
-
-
-def load(
-    folder: pathlib.Path | str,
-    *,
-    parts: Sequence[str] = PARTS,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-) -> LatentDiffusion:
-    """The diffusion in a folder, all of it frozen and in evaluation mode.
-
-    Without a part, its files need not be there: prompts can be encoded first, and the text encoder then left out.
-    """
-    if unknown := [part for part in parts if part not in PARTS]:
-        raise ValueError(f"unknown part {unknown[0]!r}: {', '.join(PARTS)}")
-    if "denoiser" not in parts:
-        raise ValueError("a diffusion without its denoiser is none: name the part 'denoiser' too")
-    folder = _existing(folder)
-    index = read_json(folder / "model_index.json", AGAIN)
-    pipeline = index.get("_class_name")
-    if pipeline not in PIPELINES:
-        raise InputError(f"{folder} is made for {pipeline}, which is not known here: {', '.join(PIPELINES)}")
-    place, loads_with = PIPELINES[pipeline]
-    noise = read_noise(folder)
-    network = read_network(folder, place, index, dtype, loads_with)
-    return LatentDiffusion(
-        Denoiser(network, noise_schedule(noise), latent_scale=_latent_scale(folder)).to(device),
-        PREDICTIONS[noise["prediction_type"]],
-        vae=read_network(folder, "vae", index, dtype, "AutoencoderKL").to(device) if "vae" in parts else None,
-        text=read_text(folder, index, dtype=dtype, device=device) if "text" in parts else None,
-        noise=noise,
-        source=str(folder),
-    )
-
-
-def read_text(folder: pathlib.Path, index: dict, *, dtype: torch.dtype, device: torch.device | str) -> TextEncoder:
-    """The text encoder of a folder; the pipeline it is made for says how prompts are padded and masked, and if two."""
-
-    def one(number: str, *allowed: str) -> TextEncoder:
-        encoder, place = read_network(folder, f"text_encoder{number}", index, dtype, *allowed), f"tokenizer{number}"
-        _, tokenizer_class = _class_of(folder, place, index, "CLIPTokenizer", "T5Tokenizer")
-        try:
-            tokenizer = tokenizer_class.from_pretrained(folder / place, local_files_only=True)
-        except Exception as error:
-            raise InputError(f"{folder / place} cannot be read: {first_line(error)}; {AGAIN}") from None
-        longest = min(PIXART_TOKENS, tokenizer.model_max_length) if masked else tokenizer.model_max_length
-        return TextEncoder(tokenizer, encoder.to(device), longest, masked)
-
-    masked = index["_class_name"].startswith("PixArt")
-    text = one("", "CLIPTextModel", "T5EncoderModel")
-    if index["_class_name"] == "StableDiffusionXLPipeline":
-        text.second = one("_2", "CLIPTextModelWithProjection")
-        text.zero_null = index.get("force_zeros_for_empty_prompt", True)
-    return text
-
-
-def read_noise(folder: pathlib.Path) -> dict[str, Any]:
-    """What a folder's scheduler says of the noise and of what the denoiser predicts; how it samples is not taken."""
-    path = folder / "scheduler/scheduler_config.json"
-    config = read_json(path, AGAIN)
-    given = {"prediction_type": "epsilon"} | {name: config[name] for name in NOISE if config.get(name) is not None}
-    if "beta_schedule" not in given and "trained_betas" not in given:
-        raise InputError(f"{path}: {config.get('_class_name')} has no betas; only variance-preserving noise is known")
-    if given["prediction_type"] not in PREDICTIONS:
-        known = ", ".join(PREDICTIONS)
-        raise InputError(f"{path}: the prediction_type is {given['prediction_type']!r}; known are {known}")
-    if config.get("rescale_betas_zero_snr"):
-        raise InputError(f"{path}: rescale_betas_zero_snr leaves no signal at the last step, where no score exists")
-    return given
-
-
-def noise_schedule(noise: dict[str, Any]) -> NoiseSchedule:
-    """The schedule of these settings, from diffusers' own table."""
-    from diffusers import DDPMScheduler
-
-    return vp_discrete(DDPMScheduler(**noise).alphas_cumprod)
-
-
-def _existing(folder: pathlib.Path | str) -> pathlib.Path:
-    path = pathlib.Path(folder)
-    if path.is_dir():
-        return path
-    is_hub_id = len(path.parts) == 2 and not path.is_absolute()
-    hub = f"{folder} --local-dir models/{path.name}" if is_hub_id else "OWNER/NAME --local-dir FOLDER"
-    fetch = f"`huggingface-cli download {hub}` fetches a model from the hub, then give the folder"
-    raise InputError(f"{folder}: no such folder; {fetch}")
-
-
-def _class_of(folder: pathlib.Path, place: str, index: dict, *allowed: str) -> tuple[str, Any]:
-    """The class for a part: the name that the folder gives is looked up here, never imported from there."""
-    entry = index.get(place)
-    named = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
-    known = [name for name, (_, loads) in CLASSES.items() if loads.removesuffix("Fast") in allowed]
-    if named not in known:
-        raise InputError(f"{folder / 'model_index.json'}: {place} is a {named}; known here: {', '.join(known)}")
-    library, loads = CLASSES[named]
-    return named, getattr(importlib.import_module(library), loads)
-
-
-def read_network(folder: pathlib.Path, place: str, index: dict, dtype: torch.dtype, *allowed: str) -> nn.Module:
-    """A part with all its weights, frozen. A weight that is missing or of another shape is not filled with noise."""
-    _, cls = _class_of(folder, place, index, *allowed)
-    read_json(folder / place / "config.json", AGAIN)
-    options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, "torch_dtype": dtype}
-    variant = check_weights(folder / place)
-    try:
-        network, found = cls.from_pretrained(folder / place, variant=variant, **options)
-    except Exception as error:
-        raise InputError(f"{folder / place} does not fit {cls.__name__}: {first_line(error)}") from None
-    if bad := [*found["missing_keys"], *(k[0] if isinstance(k, tuple) else k for k in found["mismatched_keys"])]:
-        raise InputError(f"{folder / place}: {len(bad)} weights are missing, the first is {bad[0]}; {AGAIN}")
-    return network.eval().requires_grad_(False)
-
-
-def _latent_scale(folder: pathlib.Path) -> int:
-    """Pixels per latent pixel; from the VAE's description, which is small and always needed."""
-    config = read_json(path := folder / "vae/config.json", AGAIN)
-    if not config.get("block_out_channels"):
-        raise InputError(f"{path} has no block_out_channels; {AGAIN}")
-    if config.get("latents_mean"):
-        raise InputError(f"{path} has a latents_mean; only latents that are scaled by one number are known here")
-    return 2 ** (len(config["block_out_channels"]) - 1)
-
-
-# ------------------------------------------------------------------------------------------------------------ writing
-
-
-def write(folder: pathlib.Path | str, *, denoiser: nn.Module, **parts: Any) -> pathlib.Path:
-    """Write parts as the pipeline of their denoiser's class; parts: vae, scheduler, and those of the text encoder."""
-    import diffusers
-
-    if "text_encoder_2" in parts:
-        pipeline = diffusers.StableDiffusionXLPipeline(unet=denoiser, **parts, add_watermarker=False)
-    elif isinstance(denoiser, diffusers.UNet2DConditionModel):
-        none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        pipeline = diffusers.StableDiffusionPipeline(unet=denoiser, **parts, **none)
-    else:
-        pipeline = diffusers.PixArtAlphaPipeline(transformer=denoiser, **parts)
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    return pathlib.Path(folder)
-
-
-def export(
-    folder: pathlib.Path | str, diffusion: LatentDiffusion, gen: OneStepGenerator, scheduler: Any = None
-) -> pathlib.Path:
-    """Write a one-step generator as an ordinary pipeline folder, with `LCMScheduler` where none is given.
-
-    Anybody samples it, without this project, at its own t_star (0 .. 999):
-
-        pipe = DiffusionPipeline.from_pretrained(folder)
-        pipe(prompt, num_inference_steps=1, timesteps=[t_star], guidance_scale=1.0)
-    """
-    from diffusers import LCMScheduler
-
-    if diffusion.vae is None or diffusion.text is None:
-        raise ValueError("a pipeline needs all parts: load the diffusion with its VAE and its text encoder")
-    return write(
-        folder,
-        denoiser=gen.network.network,
-        vae=diffusion.vae,
-        scheduler=scheduler or LCMScheduler(**diffusion.noise, clip_sample=False, steps_offset=1),
-        **diffusion.text.parts(),
-    )
-
 
 DENOISERS = ("unet", "transformer")
 NETWORKS = ("text_encoder", "text_encoder_2", "vae", *DENOISERS)
 SMALL = ("model_index.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*")
 PATTERNS = (*SMALL, *(f"{place}/*" for place in NETWORKS))
+START_PATTERNS = ("model_index.json", "scheduler/*", "vae/config.json", *(f"{place}/*" for place in DENOISERS))
 UNWANTED = ("*.bin", "*.msgpack", "*.onnx*", "*fp16*", "*non_ema*")
+PICKLES = (".bin", ".pkl", ".pt", ".pth", ".ckpt")
+
+AS_IT_IS, TIMES_SIGMA = "as it is", "times sigma"
+NOTE = "one_step.json"
+AGAIN = "fetch or make the model again"
+
+# -------------------------------------------------------------------------------------------- what is known of hub ids
+
+
+@dataclass(frozen=True)
+class Public:
+    """A published diffusion: the commit it is pinned to, the size of what is fetched of it, its descriptions.
+
+    descriptions: what of each config.json decides the size of a network, so that memory can be estimated before
+    anything is fetched.
+    """
+
+    revision: str
+    size: str
+    descriptions: Mapping[str, dict]
+
 
 _VAE = {
     "_class_name": "AutoencoderKL",
@@ -413,50 +158,89 @@ _SDXL = {
         "vocab_size": 49408,
     },
 }
+SD15, PIXART = "stable-diffusion-v1-5/stable-diffusion-v1-5", "PixArt-alpha/PixArt-XL-2-512x512"
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+PUBLIC = {
+    SD15: Public("451f4fe16113bff5a5d2269ed5ad43b0592e9a14", "4.3 GB", _SD15),
+    PIXART: Public("50f702106901db6d0f8b67eb88e814c56ded2692", "about 22 GB", _PIXART),
+    SDXL: Public("462165984030d82259a11f4367a4eed129e94a7b", "about 14 GB", _SDXL),
+}
 
 
 @dataclass(frozen=True)
-class Public:
-    """A published diffusion: the commit it is pinned to, the size of what is fetched of it, its descriptions."""
+class Start:
+    """A published one-step model that a generator can start from; it predicts eps.
 
-    revision: str
-    size: str
-    descriptions: Mapping[str, dict]
+    reference: the diffusion whose latents and prompts it shares. revision: None where no commit was seen in a public
+    place; the hub id is then to be given as OWNER/NAME@COMMIT. half: its weights are there in half precision alone.
+    pickled: the file its weights are in, where that is a pickle, which is not opened here; cure: what to do about it.
+    """
+
+    reference: str
+    t_star: int
+    noise: str
+    revision: str | None
+    half: bool = False
+    pickled: str | None = None
+    cure: str | None = None
 
 
-PUBLIC = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": Public("451f4fe16113bff5a5d2269ed5ad43b0592e9a14", "4.3 GB", _SD15),
-    "PixArt-alpha/PixArt-XL-2-512x512": Public("50f702106901db6d0f8b67eb88e814c56ded2692", "about 22 GB", _PIXART),
-    "stabilityai/stable-diffusion-xl-base-1.0": Public(
-        "462165984030d82259a11f4367a4eed129e94a7b", "about 14 GB", _SDXL
+_DISTAR = ("distar_long_1step", "distar_short_1step", "sim_1step", "dipp_1step", "diff_instruct_1step")
+# References, timesteps and conventions of noise were verified in public code (sd-turbo's noise on its page), commits on
+# pages of the hub or in code. Recalled are sd-turbo's reference and timestep and, of the others, that eps is predicted.
+STARTS = {
+    # the release of Diff-Instruct*: five SDXL generators, whole pipelines
+    **{f"XDG-XHS/{name}": Start(SDXL, 399, AS_IT_IS, None, half=True) for name in _DISTAR},
+    "tianweiy/DMD2": Start(
+        SDXL,
+        399,
+        AS_IT_IS,
+        "be22767697a1f3ca656b73c776e15fa335c86c6c",
+        pickled="dmd2_sdxl_1step_unet_fp16.bin",
+        cure=(
+            "write its tensors anew, once: torch.load(FILE, weights_only=True), then safetensors.torch.save_file; and "
+            "give the .safetensors file"
+        ),
+    ),
+    "UT-Austin-PML/SiD-LSG": Start(
+        SD15,
+        625,
+        TIMES_SIGMA,
+        "08b9319239ee023737744d5790ee7466268bffed",
+        pickled="batch512_cfg4.54.54.5_t625_8380_v2.pkl",
+        cure=(
+            "open it with the code of SiD-LSG where you trust it, save its 'ema' by save_pretrained, and put beside it "
+            'one_step.json with {"t_star": 625, "noise": "times sigma"}; then give the folder'
+        ),
+    ),
+    "PixArt-alpha/PixArt-Alpha-DMD-XL-2-512x512": Start(
+        PIXART, 400, AS_IT_IS, "57df7bb32daad69bc1d6c825a275935113802169"
+    ),
+    # its reference, Stable Diffusion 2.1, was withdrawn by its owner in November 2025: a folder of it must be given
+    "stabilityai/sd-turbo": Start(
+        "a folder of Stable Diffusion 2.1 (base)", 999, TIMES_SIGMA, "b261bac6fd2cf515557d5d0707481eafa0485ec2"
     ),
 }
+# the tiny decoder of the latents of SD1.5 and PixArt-alpha, 10 MB, MIT licence
+TINY_COMMAND = (
+    "huggingface-cli download madebyollin/taesd --revision 614f76814bbe30edbe2e627ace1c2234c81a2c0e "
+    '--include "*.json" "*.safetensors" --local-dir models/taesd'
+)
+
+# ------------------------------------------------------------------------------------------------------------- finding
 
 
 def split_id(source: str) -> tuple[str, str]:
     """A hub id OWNER/NAME or OWNER/NAME@COMMIT as (OWNER/NAME, COMMIT); only known ids go without their commit."""
     name, _, commit = source.partition("@")
-    if (known := PUBLIC.get(name) or STARTS.get(name)) is not None:
-        commit = commit or known.revision or ""
-        if not commit:
-            see = f"https://huggingface.co/{name}/commits/main lists them"
-            raise InputError(f"{name} is known, but none of its commits: give {name}@COMMIT ({see})")
+    known = PUBLIC.get(name) or STARTS.get(name)
+    if known and not (commit := commit or known.revision or ""):
+        see = f"https://huggingface.co/{name}/commits/main lists them"
+        raise InputError(f"{name} is known, but none of its commits: give {name}@COMMIT ({see})")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or not re.fullmatch(r"[0-9a-f]{40}", commit):
-        known = ", ".join(PUBLIC)
-        raise InputError(f"{source}: no such folder, and no hub id with a commit (OWNER/NAME@COMMIT); known: {known}")
+        ids = ", ".join(PUBLIC)
+        raise InputError(f"{source}: no such folder, and no hub id with a commit (OWNER/NAME@COMMIT); known: {ids}")
     return name, commit
-
-
-def unwanted(name: str) -> tuple[str, ...]:
-    """What is not to be fetched; the half precision is, where there is nothing else."""
-    half = name in STARTS and STARTS[name].half
-    return tuple(pattern for pattern in UNWANTED if not (half and pattern == "*fp16*"))
-
-
-def fetch_command(source: str, patterns: Sequence[str] = PATTERNS) -> str:
-    """The command that puts what is needed of a model into a folder."""
-    name, commit = split_id(source)
-    return download(name, commit, patterns, unwanted(name))
 
 
 def download(name: str, commit: str, patterns: Sequence[str], left_out: Sequence[str]) -> str:
@@ -483,21 +267,35 @@ def locate(
         return path
     name, commit = split_id(str(source))
     size = PUBLIC[name].size if name in PUBLIC else "size not known"
+    half = name in STARTS and STARTS[name].half
+    unwanted = [pattern for pattern in UNWANTED if not (half and pattern == "*fp16*")]
+    cure = f"`{download(name, commit, patterns, unwanted)}` fetches it, then give the folder"
     if not fetch:
-        command = fetch_command(str(source), patterns)
-        raise InputError(f"{name} ({size}) is not here; `{command}` fetches it, then give the folder")
+        raise InputError(f"{name} ({size}) is not here; {cure}")
     import huggingface_hub
 
-    some = [pattern for pattern in patterns if "*" not in pattern] + ["*.json"] if descriptions_only else list(patterns)
-    options = {"revision": commit, "allow_patterns": some, "ignore_patterns": list(unwanted(name))}
+    wanted = ["*.json"] if descriptions_only else list(patterns)
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(name, **options))
+        found = huggingface_hub.snapshot_download(
+            name, revision=commit, allow_patterns=wanted, ignore_patterns=unwanted
+        )
     except Exception as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(
-            f"{name}@{commit} ({size}) cannot be fetched ({type(error).__name__}: {why}); with a network, "
-            f"`{fetch_command(str(source), patterns)}` fetches it, then give the folder"
-        ) from None
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"{name}@{commit} ({size}) cannot be fetched ({why}); with a network, {cure}") from None
+    return pathlib.Path(found)
+
+
+def locate_start(source: str | pathlib.Path, *, fetch: bool = False) -> pathlib.Path:
+    """The folder or file of a one-step model; of a hub id only what is needed, and only where `fetch` is said."""
+    path = pathlib.Path(source).expanduser()
+    if path.is_file():
+        if path.suffix in PICKLES:
+            raise InputError(f"{path} is a pickle, which is not opened here: give a .safetensors file or a folder")
+        return path
+    known = None if path.is_dir() else STARTS.get(str(source).partition("@")[0])
+    if known and known.pickled:
+        raise InputError(f"{source} publishes {known.pickled}, a pickle, which is not opened here: {known.cure}")
+    return locate(source, fetch=fetch, patterns=START_PATTERNS)
 
 
 def describe(source: str | pathlib.Path, *, fetch: bool = False) -> dict[str, dict]:
@@ -510,19 +308,15 @@ def describe(source: str | pathlib.Path, *, fetch: bool = False) -> dict[str, di
         found = dict(known.descriptions)
     else:
         folder = locate(source, fetch=fetch, descriptions_only=True)
-        index = read_json(folder / "model_index.json", AGAIN)
-        pipeline = index.get("_class_name")
-        if pipeline not in PIPELINES:
-            raise InputError(f"{folder} is made for {pipeline}, which is not known here: {', '.join(PIPELINES)}")
-        second = ["text_encoder_2"] if pipeline == "StableDiffusionXLPipeline" else []
-        places = (PIPELINES[pipeline][0], "vae", "text_encoder", *second)
+        index = _read_index(folder)
+        places = [PIPELINES[index["_class_name"]][0], "vae", "text_encoder"]
+        places += ["text_encoder_2"] if index["_class_name"] == "StableDiffusionXLPipeline" else []
         found = {place: read_json(folder / place / "config.json", AGAIN) for place in places}
-    denoiser = next(found[place] for place in DENOISERS if place in found)
-    second = {"text_2": found["text_encoder_2"]} if "text_encoder_2" in found else {}
-    return {"denoiser": denoiser, "vae": found["vae"], "text": found["text_encoder"]} | second
+    names = {"unet": "denoiser", "transformer": "denoiser", "text_encoder": "text", "text_encoder_2": "text_2"}
+    return {names.get(place, place): description for place, description in found.items()}
 
 
-def on_meta(description: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> nn.Module:
+def on_meta(description: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> Any:
     """The network of a description without memory: shapes only, frozen, on torch's meta device."""
     named = description.get("_class_name") or (description.get("architectures") or [None])[0]
     if named not in CLASSES:
@@ -531,8 +325,7 @@ def on_meta(description: Mapping[str, Any], dtype: torch.dtype = torch.float32) 
     cls = getattr(importlib.import_module(library), loads)
     with torch.device("meta"):
         if library == "diffusers":
-            taken, *_ = cls.extract_init_dict(dict(description))
-            network = cls(**taken)
+            network = cls(**cls.extract_init_dict(dict(description))[0])
         else:
             network = cls(cls.config_class(**description))
     return network.to(dtype).eval().requires_grad_(False)
@@ -541,6 +334,213 @@ def on_meta(description: Mapping[str, Any], dtype: torch.dtype = torch.float32) 
 PICKLES = (".bin", ".pkl", ".pt", ".pth", ".ckpt")
 START_PATTERNS = ("model_index.json", "scheduler/*", "vae/config.json", *(f"{place}/*" for place in DENOISERS))
 NOTE = "one_step.json"
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def load(
+    folder: pathlib.Path | str,
+    *,
+    parts: Sequence[str] = PARTS,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> LatentDiffusion:
+    """The diffusion in a folder, all of it frozen and in evaluation mode.
+
+    Without a part, its files need not be there: prompts can be encoded first, and the text encoder then left out.
+    """
+    if unknown := [part for part in parts if part not in PARTS]:
+        raise ValueError(f"unknown part {unknown[0]!r}: {', '.join(PARTS)}")
+    if "denoiser" not in parts:
+        raise ValueError("a diffusion without its denoiser is none: name the part 'denoiser' too")
+    folder = locate(folder)
+    index = _read_index(folder)
+    place, loads_with = PIPELINES[index["_class_name"]]
+    noise = read_noise(folder)
+    network = read_network(folder, place, index, dtype, loads_with)
+    return LatentDiffusion(
+        Denoiser(network, noise_schedule(noise), latent_scale=_latent_scale(folder)).to(device),
+        PREDICTIONS[noise["prediction_type"]],
+        vae=read_network(folder, "vae", index, dtype, "AutoencoderKL").to(device) if "vae" in parts else None,
+        text=read_text(folder, index, dtype=dtype, device=device) if "text" in parts else None,
+        noise=noise,
+        source=str(folder),
+    )
+
+
+def _read_index(folder: pathlib.Path) -> dict[str, Any]:
+    """The classes of a folder in diffusers format."""
+    index = read_json(folder / "model_index.json", AGAIN)
+    if (pipeline := index.get("_class_name")) not in PIPELINES:
+        raise InputError(f"{folder} is made for {pipeline}, which is not known here: {', '.join(PIPELINES)}")
+    return index
+
+
+def read_text(folder: pathlib.Path, index: dict, *, dtype: torch.dtype, device: torch.device | str) -> TextEncoder:
+    """The text encoder of a folder; the pipeline it is made for says how prompts are padded and masked, and if two."""
+
+    def one(number: str, *allowed: str) -> TextEncoder:
+        encoder, place = read_network(folder, f"text_encoder{number}", index, dtype, *allowed), f"tokenizer{number}"
+        tokenizer_class = _class_of(folder, place, index, "CLIPTokenizer", "T5Tokenizer")
+        try:
+            tokenizer = tokenizer_class.from_pretrained(folder / place, local_files_only=True)
+        except Exception as error:
+            raise InputError(f"{folder / place} cannot be read: {first_line(error)}; {AGAIN}") from None
+        longest = min(PIXART_TOKENS, tokenizer.model_max_length) if masked else tokenizer.model_max_length
+        return TextEncoder(tokenizer, encoder.to(device), longest, masked)
+
+    masked = index["_class_name"].startswith("PixArt")
+    text = one("", "CLIPTextModel", "T5EncoderModel")
+    if index["_class_name"] == "StableDiffusionXLPipeline":
+        text.second = one("_2", "CLIPTextModelWithProjection")
+        text.zero_null = index.get("force_zeros_for_empty_prompt", True)
+    return text
+
+
+def read_noise(folder: pathlib.Path) -> dict[str, Any]:
+    """What a folder's scheduler says of the noise and of what the denoiser predicts; how it samples is not taken."""
+    path = folder / "scheduler/scheduler_config.json"
+    config = read_json(path, AGAIN)
+    given = {"prediction_type": "epsilon"} | {name: config[name] for name in NOISE if config.get(name) is not None}
+    if "beta_schedule" not in given and "trained_betas" not in given:
+        raise InputError(f"{path}: {config.get('_class_name')} has no betas; only variance-preserving noise is known")
+    if given["prediction_type"] not in PREDICTIONS:
+        known = ", ".join(PREDICTIONS)
+        raise InputError(f"{path}: the prediction_type is {given['prediction_type']!r}; known are {known}")
+    if config.get("rescale_betas_zero_snr"):
+        raise InputError(f"{path}: rescale_betas_zero_snr leaves no signal at the last step, where no score exists")
+    return given
+
+
+def noise_schedule(noise: dict[str, Any]) -> NoiseSchedule:
+    """The schedule of these settings, from diffusers' own table."""
+    from diffusers import DDPMScheduler
+
+    return vp_discrete(DDPMScheduler(**noise).alphas_cumprod)
+
+
+def _class_of(folder: pathlib.Path, place: str, index: dict, *allowed: str) -> Any:
+    """The class for a part: the name that the folder gives is looked up here, never imported from there."""
+    entry = index.get(place)
+    named = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+    known = [name for name, (_, loads) in CLASSES.items() if loads.removesuffix("Fast") in allowed]
+    if named not in known:
+        raise InputError(f"{folder / 'model_index.json'}: {place} is a {named}; known here: {', '.join(known)}")
+    library, loads = CLASSES[named]
+    return getattr(importlib.import_module(library), loads)
+
+
+def read_network(folder: pathlib.Path, place: str, index: dict, dtype: torch.dtype, *allowed: str) -> Any:
+    """A part with all its weights, frozen. A weight that is missing or of another shape is not filled with noise."""
+    cls = _class_of(folder, place, index, *allowed)
+    read_json(folder / place / "config.json", AGAIN)
+    options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, "torch_dtype": dtype}
+    variant = check_weights(folder / place)
+    try:
+        network, found = cls.from_pretrained(folder / place, variant=variant, **options)
+    except Exception as error:
+        raise InputError(f"{folder / place} does not fit {cls.__name__}: {first_line(error)}") from None
+    if bad := [*found["missing_keys"], *(k[0] if isinstance(k, tuple) else k for k in found["mismatched_keys"])]:
+        raise InputError(f"{folder / place}: {len(bad)} weights are missing, the first is {bad[0]}; {AGAIN}")
+    return network.eval().requires_grad_(False)
+
+
+def _latent_scale(folder: pathlib.Path) -> int:
+    """Pixels per latent pixel; from the VAE's description, which is small and always needed."""
+    config = read_json(path := folder / "vae/config.json", AGAIN)
+    if not config.get("block_out_channels"):
+        raise InputError(f"{path} has no block_out_channels; {AGAIN}")
+    if config.get("latents_mean"):
+        raise InputError(f"{path} has a latents_mean; only latents that are scaled by one number are known here")
+    return 2 ** (len(config["block_out_channels"]) - 1)
+
+
+def tiny_decoder(folder: pathlib.Path | str, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
+    """An AutoencoderTiny (TAESD and its kin) from a folder: a small stand-in for the decoder, for rewards alone.
+
+    `dataclasses.replace(world, vae=decoder)` is the diffusion seen through it.
+    """
+    folder = pathlib.Path(folder)
+    named = read_json(folder / "config.json", f"`{TINY_COMMAND}` fetches a tiny decoder").get("_class_name")
+    if named != "AutoencoderTiny":
+        raise InputError(f"{folder} holds a {named}, not an AutoencoderTiny; `{TINY_COMMAND}` fetches one")
+    return read_network(folder.parent, folder.name, {folder.name: named}, dtype, named).to(device)
+
+
+# --------------------------------------------------------------------------------------------- starts of a generator
+
+
+def load_start(
+    path: pathlib.Path | str,
+    world: LatentDiffusion,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> LatentDiffusion:
+    """The diffusion that a generator starts from: a pipeline folder, a denoiser's folder, or a file of its weights.
+
+    It must speak of the latents and prompts of the reference `world`. What it does not bring, its noise or the size of
+    its network, is taken from there.
+    """
+    path = pathlib.Path(path)
+    network = _from_file(path, world, dtype) if path.is_file() else _from_folder(path, dtype)
+    noise, prediction = world.noise, world.prediction_type
+    if (path / "scheduler/scheduler_config.json").exists():
+        noise = read_noise(path)
+        prediction = PREDICTIONS[noise["prediction_type"]]
+    denoiser = Denoiser(network, noise_schedule(noise), latent_scale=world.denoiser.latent_scale).to(device)
+    start = replace(
+        world, denoiser=denoiser, prediction_type=prediction, noise=noise, source=str(path), vae=None, text=None
+    )
+    here, wanted = _language(start), _language(world)
+    for name in wanted:
+        if here[name] != wanted[name]:
+            what = f"its {name} is {here[name]}, not {wanted[name]}"
+            raise InputError(f"{path} cannot start a generator for {world.source}: {what}")
+    return start
+
+
+def _language(diffusion: LatentDiffusion) -> dict[str, Any]:
+    """What two diffusions must have in common for one to start a generator for the other."""
+    network = diffusion.denoiser.network
+    return {
+        "class": type(network).__name__,
+        "shape of latents": diffusion.z_shape,
+        "width of prompts": getattr(network.config, "caption_channels", None) or network.config.cross_attention_dim,
+        "added condition": getattr(network.config, "addition_embed_type", None),
+    }
+
+
+def _from_folder(folder: pathlib.Path, dtype: torch.dtype) -> Any:
+    """The denoiser of a pipeline folder, of a folder that holds its folder, or of its own folder."""
+    place = next((folder / place for place in DENOISERS if (folder / place).is_dir()), folder)
+    named = read_json(place / "config.json", AGAIN).get("_class_name")
+    known = [loads for _, loads in PIPELINES.values()]
+    return read_network(place.parent, place.name, {place.name: named}, dtype, *known)
+
+
+def _from_file(path: pathlib.Path, world: LatentDiffusion, dtype: torch.dtype) -> Any:
+    """A network of the reference's form with the weights of a file, every one of them."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path} is no .safetensors file: give one, or a folder in diffusers format")
+    try:
+        weights = load_file(path)
+    except (SafetensorError, OSError) as error:
+        why = f"{path.stat().st_size:,} bytes: {first_line(error)}"
+        raise InputError(f"{path} is no whole safetensors file ({why}); fetch it again") from None
+    form = world.denoiser.network
+    wanted = form.state_dict()
+    bad = [name for name in wanted if name not in weights or weights[name].shape != wanted[name].shape]
+    if bad or len(weights) != len(wanted):
+        lost = f"{len(bad)} of {len(wanted)} weights are missing or of another shape, {len(weights)} are there"
+        raise InputError(f"{path} does not fit the {type(form).__name__} of {world.source}: {lost}")
+    network = copy.deepcopy(form).to(dtype)
+    network.load_state_dict(weights)
+    return network.eval().requires_grad_(False)
 
 
 class Convention(NamedTuple):
@@ -558,116 +558,23 @@ class ScaledNoise(OneStepGenerator):
         return super().forward(sigma * z, cond)
 
 
-# ------------------------------------------------------------------------------------------------------------- finding
-
-
-def locate_start(source: str | pathlib.Path, *, fetch: bool = False) -> pathlib.Path:
-    """The folder or file of a start; of a hub id only what is needed, and only where `fetch` is said."""
-    path = pathlib.Path(source).expanduser()
-    if path.is_file():
-        if path.suffix in PICKLES:
-            raise InputError(f"{path} is a pickle, which is not opened here: give a .safetensors file or a folder")
-        return path
-    known = None if path.is_dir() else STARTS.get(str(source).partition("@")[0])
-    if known is not None and known.pickled:
-        raise InputError(f"{source} publishes {known.pickled}, a pickle, which is not opened here: {known.cure}")
-    return locate(source, fetch=fetch, patterns=START_PATTERNS)
-
-
 def convention(source: str | pathlib.Path, path: pathlib.Path) -> Convention:
     """How a start wants to be asked: as its own note says, else as is known of its hub id, else as ours."""
-    if path.is_dir() and (path / NOTE).exists():
+    if (path / NOTE).exists():
         note = read_json(path / NOTE, AGAIN)
-        if note.get("noise", AS_IT_IS) not in (AS_IT_IS, TIMES_SIGMA):
+        if (noise := note.get("noise", AS_IT_IS)) not in (AS_IT_IS, TIMES_SIGMA):
             known = f'"{AS_IT_IS}" or "{TIMES_SIGMA}"'
-            raise InputError(f"{path / NOTE}: noise is {note['noise']!r}, which is not known here: {known}")
-        return Convention(note.get("t_star"), note.get("noise", AS_IT_IS))
-    known = STARTS.get(str(source).partition("@")[0])
-    return Convention(None, AS_IT_IS) if known is None else Convention(known.t_star, known.noise)
+            raise InputError(f"{path / NOTE}: noise is {noise!r}, which is not known here: {known}")
+        return Convention(note.get("t_star"), noise)
+    start = STARTS.get(str(source).partition("@")[0])
+    return Convention(start.t_star, start.noise) if start else Convention(None, AS_IT_IS)
 
 
-# ------------------------------------------------------------------------------------------------------------- loading
-
-
-def load_start(
-    path: pathlib.Path | str,
-    world: LatentDiffusion,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-) -> LatentDiffusion:
-    """The diffusion that a generator starts from; it must speak of the latents and prompts of the reference `world`."""
-    path = pathlib.Path(path)
-    network = _from_file(path, world, dtype) if path.is_file() else _from_folder(path, dtype)
-    noise, prediction = world.noise, world.prediction_type
-    if (path / "scheduler/scheduler_config.json").exists():
-        noise = read_noise(path)
-        prediction = PREDICTIONS[noise["prediction_type"]]
-    schedule = noise_schedule(noise)
-    denoiser = Denoiser(network, schedule, latent_scale=world.denoiser.latent_scale).to(device)
-    start = replace(world, denoiser=denoiser, prediction_type=prediction, noise=noise, source=str(path))
-    if (here := _language(start)) != (wanted := _language(world)):
-        wrong = next(name for name in wanted if here[name] != wanted[name])
-        what = f"its {wrong} is {here[wrong]}, not {wanted[wrong]}"
-        raise InputError(f"{path} cannot start a generator for {world.source}: {what}")
-    return replace(start, vae=None, text=None)
-
-
-def _language(diffusion: LatentDiffusion) -> dict[str, Any]:
-    """What two diffusions must have in common for one to start a generator for the other."""
-    config = diffusion.denoiser.network.config
-    return {
-        "class": type(diffusion.denoiser.network).__name__,
-        "shape of latents": diffusion.z_shape,
-        "width of prompts": getattr(config, "caption_channels", None) or config.cross_attention_dim,
-        "added condition": getattr(config, "addition_embed_type", None),
-    }
-
-
-def _from_folder(folder: pathlib.Path, dtype: torch.dtype) -> nn.Module:
-    """The denoiser of a pipeline folder, of a folder that holds its folder, or of its own folder."""
-    places = [folder / place for place in DENOISERS if (folder / place).is_dir()]
-    place = places[0] if places else folder
-    named = read_json(place / "config.json", AGAIN).get("_class_name")
-    known = [loads for _, loads in PIPELINES.values()]
-    return read_network(place.parent, place.name, {place.name: ["diffusers", named]}, dtype, *known)
-
-
-def _from_file(path: pathlib.Path, world: LatentDiffusion, dtype: torch.dtype) -> nn.Module:
-    """A network of the reference's form with the weights of a file, every one of them."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path} is no .safetensors file: give one, or a folder in diffusers format")
-    form = world.denoiser.network
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        why = f"{path.stat().st_size:,} bytes: {(str(error).strip().splitlines() or [''])[0][:120]}"
-        raise InputError(f"{path} is no whole safetensors file ({why}); fetch it again") from None
-    wanted = form.state_dict()
-    bad = [name for name in wanted if name not in weights or weights[name].shape != wanted[name].shape]
-    if bad or len(weights) != len(wanted):
-        lost = f"{len(bad)} of {len(wanted)} weights are missing or of another shape, {len(weights)} are there"
-        raise InputError(f"{path} does not fit the {type(form).__name__} of {world.source}: {lost}")
-    network = copy.deepcopy(form).to(dtype)
-    network.load_state_dict(weights)
-    return network.eval().requires_grad_(False)
-
-
-# ---------------------------------------------------------------------------------------------------------- convention
-
-
-def timestep_of_sigma(schedule: NoiseSchedule, sigma: float) -> int:
-    """The timestep nearest to a noise level of EDM's, sigma = sigma(t) / alpha(t)."""
-    return int(schedule.index_of_time(schedule.time_of_noise_ratio(sigma)))
-
-
-def rebuilt(gen: OneStepGenerator, network: nn.Module, kind: type[OneStepGenerator] | None = None) -> OneStepGenerator:
+def rebuilt(gen: OneStepGenerator, network: Any, kind: type[OneStepGenerator] | None = None) -> OneStepGenerator:
     """The same generator around another network, under the same convention or another."""
-    settings = {"t_star": gen.t_star, "prediction_type": gen.prediction_type, "batch_ndim": gen.batch_ndim}
-    return (kind or type(gen))(network, gen.schedule, **settings)
+    return (kind or type(gen))(
+        network, gen.schedule, t_star=gen.t_star, prediction_type=gen.prediction_type, batch_ndim=gen.batch_ndim
+    )
 
 
 def converted(gen: OneStepGenerator, noise: str) -> OneStepGenerator:
@@ -679,52 +586,59 @@ def asked_as_published(
     gen: OneStepGenerator, source: str | pathlib.Path, path: pathlib.Path, say: Callable[[str], None] = print
 ) -> OneStepGenerator:
     """A generator from a start, under the convention of that; told in a line where it was made for another timestep."""
-    wanted, asked = convention(source, path), int(gen.schedule.index_of_time(torch.tensor(gen.t_star)))
+    wanted, asked = convention(source, path), _timestep(gen)
     if wanted.t_star not in (None, asked):
         say(f"{source} was made for t_star = {wanted.t_star}; this run asks it at {asked}")
     return converted(gen, wanted.noise)
 
 
-def export_start(folder: pathlib.Path | str, diffusion: LatentDiffusion, gen: OneStepGenerator) -> pathlib.Path:
-    """As `export`, with a note of how the model is to be asked; z scaled where the generator scales it.
+def _timestep(gen: OneStepGenerator) -> int:
+    return int(gen.schedule.index_of_time(torch.tensor(gen.t_star)))
 
-    The call is the same, pipe(prompt, num_inference_steps=1, timesteps=[t_star], guidance_scale=1.0): Euler's scheduler
-    multiplies the noise that it is given, LCM's does not.
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+def write(folder: pathlib.Path | str, *, denoiser: Any, **parts: Any) -> pathlib.Path:
+    """Write parts as the pipeline of their denoiser's class; parts: vae, scheduler, and those of the text encoder."""
+    import diffusers
+
+    if "text_encoder_2" in parts:
+        pipeline = diffusers.StableDiffusionXLPipeline(unet=denoiser, **parts, add_watermarker=False)
+    elif isinstance(denoiser, diffusers.UNet2DConditionModel):
+        none = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipeline = diffusers.StableDiffusionPipeline(unet=denoiser, **parts, **none)
+    else:
+        pipeline = diffusers.PixArtAlphaPipeline(transformer=denoiser, **parts)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return pathlib.Path(folder)
+
+
+def export(folder: pathlib.Path | str, diffusion: LatentDiffusion, gen: OneStepGenerator) -> pathlib.Path:
+    """Write a one-step generator as an ordinary pipeline folder.
+
+    Anybody samples it, without this project, at its own t_star (0 .. 999):
+
+        pipe = DiffusionPipeline.from_pretrained(folder)
+        pipe(prompt, num_inference_steps=1, timesteps=[t_star], guidance_scale=1.0)
+
+    LCM's scheduler takes the noise as it is given; Euler's multiplies it by sigma, as `ScaledNoise` does.
     """
-    from diffusers import EulerDiscreteScheduler
+    from diffusers import EulerDiscreteScheduler, LCMScheduler
 
-    scaled = isinstance(gen, ScaledNoise)
-    trailing = {"timestep_spacing": "trailing", "steps_offset": 1}
-    scheduler = EulerDiscreteScheduler(**diffusion.noise, **trailing) if scaled else None
-    path = export(folder, diffusion, gen, scheduler)
-    asked = int(gen.schedule.index_of_time(torch.tensor(gen.t_star)))
-    note = {"t_star": asked, "noise": TIMES_SIGMA if scaled else AS_IT_IS}
+    if diffusion.vae is None or diffusion.text is None:
+        raise ValueError("a pipeline needs all parts: load the diffusion with its VAE and its text encoder")
+    if isinstance(gen, ScaledNoise):
+        scheduler = EulerDiscreteScheduler(**diffusion.noise, timestep_spacing="trailing", steps_offset=1)
+    else:
+        scheduler = LCMScheduler(**diffusion.noise, clip_sample=False, steps_offset=1)
+    parts = {"vae": diffusion.vae, "scheduler": scheduler} | diffusion.text.parts()
+    return write(folder, denoiser=gen.network.network, **parts)
+
+
+def export_start(folder: pathlib.Path | str, diffusion: LatentDiffusion, gen: OneStepGenerator) -> pathlib.Path:
+    """As `export`, with a note of how the model is to be asked, which `convention` reads: it may be a start again."""
+    path = export(folder, diffusion, gen)
+    note = {"t_star": _timestep(gen), "noise": TIMES_SIGMA if isinstance(gen, ScaledNoise) else AS_IT_IS}
     (path / NOTE).write_text(json.dumps(note) + "\n")
     return path
-
-
-def tiny_decoder(folder: pathlib.Path | str, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> nn.Module:
-    """An AutoencoderTiny (TAESD and its kin) from a folder: a small stand-in for the decoder, for rewards alone."""
-    from diffusers import AutoencoderTiny
-
-    folder = pathlib.Path(folder)
-    named = read_json(folder / "config.json", AGAIN).get("_class_name")
-    if named != "AutoencoderTiny":
-        raise InputError(f"{folder} holds a {named}, not an AutoencoderTiny; `{TINY_COMMAND}` fetches one")
-    check_weights(folder)
-    try:
-        network = AutoencoderTiny.from_pretrained(
-            folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True
-        )
-    except Exception as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"{folder} does not fit AutoencoderTiny: {why}; fetch it again") from None
-    return network.to(device).eval().requires_grad_(False)
-
-
-# the tiny decoder of the latents of SD1.5 and PixArt-alpha, 10 MB, MIT licence
-TINY_ID, TINY_REVISION = "madebyollin/taesd", "614f76814bbe30edbe2e627ace1c2234c81a2c0e"
-TINY_COMMAND = (
-    f'huggingface-cli download {TINY_ID} --revision {TINY_REVISION} --include "*.json" "*.safetensors" '
-    "--local-dir models/taesd"
-)

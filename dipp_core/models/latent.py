@@ -32,13 +32,15 @@ class Denoiser(nn.Module):
     latent_scale: pixels per latent pixel, in each direction.
     """
 
+    network: Any
+
     def __init__(self, network: nn.Module, schedule: NoiseSchedule, *, latent_scale: int):
         super().__init__()
         self.network, self.schedule, self.latent_scale = network, schedule, latent_scale
-        self.channels = network.config.in_channels
+        self.channels = self.network.config.in_channels
         self.is_transformer = "Transformer" in type(network).__name__
-        self.knows_size = self.is_transformer and network.use_additional_conditions
-        self.is_sdxl = getattr(network.config, "addition_embed_type", None) == "text_time"
+        self.knows_size = self.is_transformer and self.network.use_additional_conditions
+        self.is_sdxl = getattr(self.network.config, "addition_embed_type", None) == "text_time"
 
     def picture_size(self, xt: Tensor) -> dict[str, Tensor | None]:
         """PixArt's added conditions: height and width in pixels, (B, 2), and their ratio, (B, 1)."""
@@ -78,7 +80,7 @@ class LatentDiffusion:
 
     denoiser: Denoiser
     prediction_type: str
-    vae: nn.Module | None = None
+    vae: Any = None
     text: TextEncoder | None = None
     noise: dict[str, Any] = field(default_factory=dict)
     source: str = "memory"
@@ -88,10 +90,16 @@ class LatentDiffusion:
         return self.denoiser.schedule
 
     @property
+    def steps(self) -> int:
+        """Number of timesteps of the noise."""
+        return self.schedule.steps or 0
+
+    @property
     def z_shape(self) -> tuple[int, int, int]:
         """Shape of one latent at the size the model was made for."""
         size = self.denoiser.network.config.sample_size
-        return (self.denoiser.channels, *((size, size) if isinstance(size, int) else size))
+        height, width = (size, size) if isinstance(size, int) else size
+        return (self.denoiser.channels, height, width)
 
     # ------------------------------------------------------------------------------------------------------- roles
 
@@ -101,8 +109,8 @@ class LatentDiffusion:
 
     def generator(self, t_star: int, network: nn.Module | None = None) -> OneStepGenerator:
         """A one-step generator that starts as a copy of the reference, asked at timestep t_star (0 .. steps - 1)."""
-        if not 0 <= t_star < self.schedule.steps:
-            raise ValueError(f"t_star is a timestep from 0 to {self.schedule.steps - 1}, not {t_star}")
+        if not 0 <= t_star < self.steps:
+            raise ValueError(f"t_star is a timestep from 0 to {self.steps - 1}, not {t_star}")
         return OneStepGenerator(
             trainable_copy(network or self.denoiser),
             self.schedule,
@@ -130,7 +138,7 @@ class LatentDiffusion:
         Of the reference, or of a trained copy of its denoiser.
         """
         score, schedule = self.score(network), self.schedule
-        times = schedule.time_of_index(torch.linspace(schedule.steps, 0, steps + 1).round().long() - 1).to(z.device)
+        times = schedule.time_of_index(torch.linspace(self.steps, 0, steps + 1).round().long() - 1).to(z.device)
         for here, there in itertools.pairwise(times):
             t, t_next = here.expand(len(z)), there.expand(len(z))
             value = guided_score(score, z, t, cond, null_cond, alpha_cfg)
@@ -152,8 +160,6 @@ class LatentDiffusion:
         parts = torch.arange(len(rows)).split(batch)
         images = [self.decode(draw(z[part].to(device), prompts.rows(rows[part]))).cpu() for part in parts]
         return torch.cat(images).unflatten(0, (len(prompts), each))
-
-    # ------------------------------------------------------------------------------------------ prompts and pictures
 
     def prompts(self, texts: Sequence[str]) -> Prompts:
         """The table of these prompts, on the denoiser's device; a prompt met before is not encoded again."""
@@ -177,16 +183,13 @@ class LatentDiffusion:
         scaled = latents / self._vae().config.scaling_factor + self._offset()
         scaled = scaled.to(self.vae.dtype)
         if checkpointing and scaled.requires_grad:
-            pixels = checkpoint(self._pixels, scaled, use_reentrant=False)
+            pixels = checkpoint(self.vae.decode, scaled, return_dict=False, use_reentrant=False)[0]
         else:
-            pixels = self._pixels(scaled)
+            pixels = self.vae.decode(scaled, return_dict=False)[0]
         images = (pixels / 2 + 0.5).to(latents.dtype)
         return images.clamp(0, 1) if clamp else images
 
-    def _pixels(self, latents: Tensor) -> Tensor:
-        return self.vae.decode(latents, return_dict=False)[0]
-
-    def _vae(self) -> nn.Module:
+    def _vae(self) -> Any:
         if self.vae is None:
             raise ValueError(f"the VAE of {self.source} was not loaded; load it with the part 'vae'")
         return self.vae

@@ -3,7 +3,7 @@
     base = SharedBase(world.denoiser, targets=("attention",))
     start = Adapted(base, rank=64)                                         # computes what the base computes, exactly
     student = Student(world.generator(t_star, start), trainable_copy(start))   # their copies share the base
-    merged(student.gen.network)                                 # a whole denoiser again
+    merged(student.gen.network)                                            # a whole denoiser again
 
 An adapted layer W x becomes W x + (alpha / rank) B A x, with A, B of the given rank and B = 0 at the start. The layers
 of the base carry a hook that adds this for the role being computed and nothing otherwise, so that the reference is the
@@ -13,14 +13,13 @@ Libraries that switch adapters by name also switch which parameters learn. Here 
 differentiates through an assistant whose parameters are frozen. And what gradient checkpointing computes again, it
 computes in the role it was computed in first.
 
-Switches that save memory and leave every number as it is, but for the tiny decoder, which is another network.
+At the end: what else lets a large model fit, activations computed again and batches in chunks.
 """
 
 import contextlib
 import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -39,9 +38,9 @@ TARGETS = {
 }
 
 
-def find_layers(network: nn.Module, targets: Sequence[str]) -> dict[str, nn.Module]:
+def find_layers(network: nn.Module, targets: Sequence[str]) -> dict[str, Any]:
     """The linear and convolution layers of these groups or names, by path."""
-    found = {}
+    found: dict[str, Any] = {}
     for target in targets:
         ends = TARGETS.get(target, (target,))
         some = {
@@ -64,7 +63,8 @@ class SharedBase:
     """A frozen denoiser that any number of roles share; `active` is the role being computed, None for the base."""
 
     def __init__(self, denoiser: Denoiser, *, targets: Sequence[str] = ("attention",)):
-        self.denoiser, self.active = denoiser.requires_grad_(False), None
+        self.denoiser = denoiser.requires_grad_(False)
+        self.active: Adapted | None = None
         self.layers = find_layers(denoiser.network, targets)
         added = {path: functools.partial(self._add, path) for path in self.layers}
         self.hooks = [layer.register_forward_hook(added[path]) for path, layer in self.layers.items()]
@@ -102,7 +102,10 @@ class Adapter(nn.Module):
     in the dtype of x. Their names are those of diffusers' LoRA files.
     """
 
-    def __init__(self, layer: nn.Module, rank: int, generator: torch.Generator):
+    lora_A: Any
+    lora_B: Any
+
+    def __init__(self, layer: Any, rank: int, generator: torch.Generator):
         super().__init__()
         wide, narrow = layer.weight.shape[:2]
         kernel = layer.weight.shape[2:]
@@ -136,7 +139,9 @@ class Adapted(nn.Module):
             raise ValueError(f"the rank of an adapter is at least 1, not {rank}")
         super().__init__()
         self.shared, self.rank, self.scale = (base,), rank, (alpha or rank) / rank  # a tuple: no submodule of this
-        generator, self.adapters, self.by_path = torch.Generator().manual_seed(seed), nn.Module(), {}
+        self.adapters = nn.Module()
+        self.by_path: dict[str, Adapter] = {}
+        generator = torch.Generator().manual_seed(seed)
         for path, layer in base.layers.items():
             self.by_path[path] = Adapter(layer, rank, generator)
             _put(self.adapters, path, self.by_path[path])
@@ -189,17 +194,21 @@ def merged(role: Adapted, dtype: torch.dtype | None = None) -> Denoiser:
     return whole.denoiser
 
 
+# ------------------------------------------------------------------------------------------------- the price of memory
+# What follows saves memory and leaves every number as it is.
+
+
 def recompute_denoiser(denoiser: Denoiser) -> Denoiser:
     """Gradient checkpointing of a whole denoiser and of the copies made of it; of adapters: `SharedBase.recompute`."""
     denoiser.network.enable_gradient_checkpointing(_checkpointed)
     return denoiser
 
 
-def _checkpointed(block: nn.Module, *args: Any) -> Any:
+def _checkpointed(block: Callable[..., Any], *args: Any) -> Any:
     return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
 
 
-def recompute_vae(vae: nn.Module) -> nn.Module:
+def recompute_vae(vae: Any) -> Any:
     """Decode picture by picture and keep what enters the decoder's blocks alone; of the rest, one block at a time.
 
     For a 512 x 512 picture in float32, 5.7 GiB become 0.8 for every picture and 2.3 for the one in work.
@@ -224,11 +233,11 @@ class InChunks(nn.Module):
     def forward(self, first: Tensor, *others: Cond) -> Tensor:
         if len(first) <= self.rows:
             return self.call(first, *others)
-        call = partial(checkpoint, self.call, use_reentrant=False, preserve_rng_state=False)
-        call = call if torch.is_grad_enabled() else self.call
-        starts = range(0, len(first), self.rows)
-        chunks = [map_cond(lambda leaf, i=i: leaf[i : i + self.rows], (first, *others)) for i in starts]
-        return torch.cat([call(*chunk) for chunk in chunks])
+        parts = []
+        for start in range(0, len(first), self.rows):
+            chunk = map_cond(lambda leaf, start=start: leaf[start : start + self.rows], (first, *others))
+            parts.append(_checkpointed(self.call, *chunk) if torch.is_grad_enabled() else self.call(*chunk))
+        return torch.cat(parts)
 
 
 def in_chunks(call: Callable[..., Tensor] | None, rows: int) -> Callable[..., Tensor] | None:

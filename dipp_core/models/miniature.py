@@ -1,17 +1,13 @@
-"""Tokenizers and text encoders made from a list of words, untrained: CLIP's for the miniature, T5's as PixArt has it.
+"""The miniature: a small text-to-image diffusion in the format and classes of the large ones, untrained, and what its
+parts are trained on.
 
-Nothing is fetched and nothing is fitted: every given word becomes one token, every other word is spelt in letters.
-
-The parts of the miniature, untrained: a small text-to-image diffusion in the format and classes of the large ones.
-
-`build` writes them as an ordinary diffusers folder: Stable Diffusion's pipeline around a UNet, PixArt-alpha's around a
+`build` writes it as an ordinary diffusers folder: Stable Diffusion's pipeline around a UNet, PixArt-alpha's around a
 transformer. So what trains, loads and samples the miniature is what trains, loads and samples SD1.5 and PixArt-alpha.
-The tokenizer is made from the words of the captions; nothing is fetched.
+The tokenizer is made from the words of the captions: every given word is one token, every other word is spelt in
+letters; nothing is fetched and nothing is fitted.
 
-What the miniature's parts are trained on: losses, and the times at which its diffusion learns.
-
-The diffusion itself needs no loss of its own: the assistant's denoising score matching, on pictures instead of on
-generated samples, is a diffusion's training (`method.assistant`).
+The diffusion needs no loss of its own: the assistant's denoising score matching, on pictures instead of on generated
+samples, is a diffusion's training (`method.assistant`).
 """
 
 import itertools
@@ -21,7 +17,7 @@ import string
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +28,24 @@ from dipp_core.models import folders
 from dipp_core.models.latent import LatentDiffusion
 from dipp_core.models.prompts import PIXART_TOKENS
 
+
+class Size(NamedTuple):
+    """Widths and depths: of VAE and UNet by level, of the transformer by heads, their width and layers, of the text."""
+
+    vae: tuple[int, ...]
+    unet: tuple[int, ...]
+    heads: int
+    head: int
+    layers: int
+    text: int
+    text_layers: int
+
+
+KINDS = ("unet", "dit")
+SIZES = {
+    "mini": Size(vae=(16, 32, 32), unet=(48, 96), heads=4, head=24, layers=4, text=64, text_layers=2),
+    "tiny": Size(vae=(8, 8, 8), unet=(16, 16), heads=2, head=12, layers=1, text=16, text_layers=1),
+}
 CLIP_TOKENS = 24  # tokens a prompt may have, begin and end included
 LETTERS = (*string.ascii_lowercase, *string.digits, *".,'-!?")
 
@@ -41,6 +55,116 @@ def seeded(make: Callable[..., nn.Module], seed: int, *args: Any, **options: Any
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make(*args, **options)
+
+
+# ------------------------------------------------------------------------------------------------------------ networks
+
+
+def new_vae(size: str = "mini", *, seed: int) -> Any:
+    """An AutoencoderKL that takes 32 x 32 pictures to 8 x 8 latents of 4 channels."""
+    from diffusers import AutoencoderKL
+
+    widths = SIZES[size].vae
+    return seeded(
+        AutoencoderKL,
+        seed,
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=32,
+        scaling_factor=1.0,
+    )
+
+
+def new_denoiser(kind: str, size: str = "mini", *, seed: int) -> Any:
+    """The denoiser of 8 x 8 latents: a UNet2DConditionModel ("unet") or a PixArtTransformer2DModel ("dit").
+
+    The transformer has PixArt's eight output channels, four of noise and four of a variance that is not used.
+    """
+    from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
+
+    numbers = SIZES[size]
+    if kind == "unet":
+        return seeded(
+            UNet2DConditionModel,
+            seed,
+            sample_size=8,
+            block_out_channels=numbers.unet,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            attention_head_dim=numbers.heads,
+            cross_attention_dim=numbers.text,
+            norm_num_groups=8,
+        )
+    if kind == "dit":
+        return seeded(
+            PixArtTransformer2DModel,
+            seed,
+            sample_size=8,
+            patch_size=1,
+            num_attention_heads=numbers.heads,
+            attention_head_dim=numbers.head,
+            cross_attention_dim=numbers.heads * numbers.head,
+            num_layers=numbers.layers,
+            in_channels=4,
+            out_channels=8,
+            caption_channels=numbers.text,
+        )
+    raise ValueError(f"unknown kind {kind!r}: one of {', '.join(KINDS)}")
+
+
+def new_scheduler() -> Any:
+    """Stable Diffusion's noise; steps spread so that the first is the noisiest one and the last ends at the data."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        steps_offset=1,
+        timestep_spacing="trailing",
+    )
+
+
+def new_text(words: Sequence[str], size: str = "mini", *, encoder: str = "clip", seed: int) -> tuple[Any, Any]:
+    """A tokenizer of these words and an encoder for it: "clip", or "t5" as PixArt-alpha has it."""
+    if encoder not in ("clip", "t5"):
+        raise ValueError(f"unknown text encoder {encoder!r}: clip or t5")
+    width, layers = SIZES[size].text, SIZES[size].text_layers
+    if encoder == "clip":
+        tokenizer = clip_tokenizer(words)
+        return tokenizer, clip_encoder(tokenizer, width=width, layers=layers, seed=seed)
+    tokenizer = t5_tokenizer(words)
+    return tokenizer, t5_encoder(tokenizer, width=width, layers=layers, seed=seed)
+
+
+def build(
+    folder: pathlib.Path | str,
+    kind: str,
+    *,
+    words: Sequence[str],
+    size: str = "mini",
+    encoder: str = "clip",
+    seed: int = 0,
+) -> pathlib.Path:
+    """A whole folder with random weights; returns its path. `kind` is "unet" or "dit"."""
+    tokenizer, text_encoder = new_text(words, size, encoder=encoder, seed=seed + 2)
+    return folders.write(
+        folder,
+        denoiser=new_denoiser(kind, size, seed=seed),
+        vae=new_vae(size, seed=seed + 1),
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        scheduler=new_scheduler(),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- text
 
 
 def byte_pairs(words: Sequence[str]) -> list[tuple[str, str]]:
@@ -77,7 +201,7 @@ def clip_tokenizer(words: Sequence[str]) -> Any:
         return CLIPTokenizer(str(vocab), str(merged), model_max_length=CLIP_TOKENS)
 
 
-def clip_encoder(tokenizer: Any, *, width: int, layers: int, seed: int) -> nn.Module:
+def clip_encoder(tokenizer: Any, *, width: int, layers: int, seed: int) -> Any:
     """A CLIPTextModel for a tokenizer. It has places for PixArt's long padding too, which is never looked at."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -110,7 +234,7 @@ def t5_tokenizer(words: Sequence[str]) -> Any:
     return T5TokenizerFast(tokenizer_object=tokenizer, extra_ids=0, model_max_length=PIXART_TOKENS)
 
 
-def t5_encoder(tokenizer: Any, *, width: int, layers: int, seed: int) -> nn.Module:
+def t5_encoder(tokenizer: Any, *, width: int, layers: int, seed: int) -> Any:
     """A T5EncoderModel for a tokenizer."""
     from transformers import T5Config, T5EncoderModel
 
@@ -128,124 +252,10 @@ def t5_encoder(tokenizer: Any, *, width: int, layers: int, seed: int) -> nn.Modu
     return seeded(T5EncoderModel, seed, config).eval()
 
 
-KINDS = ("unet", "dit")
-SIZES = {
-    "mini": {"vae": (16, 32, 32), "unet": (48, 96), "heads": 4, "head": 24, "layers": 4, "text": 64, "text_layers": 2},
-    "tiny": {"vae": (8, 8, 8), "unet": (16, 16), "heads": 2, "head": 12, "layers": 1, "text": 16, "text_layers": 1},
-}
-# Stable Diffusion's noise; steps spread so that the first is the noisiest one and the last ends at the data
-SCHEDULER = {
-    "beta_schedule": "scaled_linear",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "clip_sample": False,
-    "steps_offset": 1,
-    "timestep_spacing": "trailing",
-}
+# ------------------------------------------------------------------------------------------------------------ training
 
 
-# ------------------------------------------------------------------------------------------------------------- parts
-
-
-def new_vae(size: str = "mini", *, seed: int) -> nn.Module:
-    """An AutoencoderKL that takes 32 x 32 pictures to 8 x 8 latents of 4 channels."""
-    from diffusers import AutoencoderKL
-
-    widths = SIZES[size]["vae"]
-    return seeded(
-        AutoencoderKL,
-        seed,
-        block_out_channels=widths,
-        down_block_types=("DownEncoderBlock2D",) * len(widths),
-        up_block_types=("UpDecoderBlock2D",) * len(widths),
-        latent_channels=4,
-        layers_per_block=1,
-        norm_num_groups=8,
-        sample_size=32,
-        scaling_factor=1.0,
-    )
-
-
-def new_text(words: Sequence[str], size: str = "mini", *, encoder: str = "clip", seed: int) -> tuple[Any, nn.Module]:
-    """A tokenizer of these words and an encoder for it: "clip", or "t5" as PixArt-alpha has it."""
-    if encoder not in ("clip", "t5"):
-        raise ValueError(f"unknown text encoder {encoder!r}: clip or t5")
-    tokenizer = {"clip": clip_tokenizer, "t5": t5_tokenizer}[encoder](words)
-    shape = {"width": SIZES[size]["text"], "layers": SIZES[size]["text_layers"], "seed": seed}
-    return tokenizer, {"clip": clip_encoder, "t5": t5_encoder}[encoder](tokenizer, **shape)
-
-
-def new_denoiser(kind: str, size: str = "mini", *, seed: int) -> nn.Module:
-    """The denoiser of 8 x 8 latents: a UNet2DConditionModel ("unet") or a PixArtTransformer2DModel ("dit").
-
-    The transformer has PixArt's eight output channels, four of noise and four of a variance that is not used.
-    """
-    from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
-
-    numbers = SIZES[size]
-    text_width = numbers["text"]
-    if kind == "unet":
-        return seeded(
-            UNet2DConditionModel,
-            seed,
-            sample_size=8,
-            block_out_channels=numbers["unet"],
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
-            attention_head_dim=numbers["heads"],
-            cross_attention_dim=text_width,
-            norm_num_groups=8,
-        )
-    if kind == "dit":
-        return seeded(
-            PixArtTransformer2DModel,
-            seed,
-            sample_size=8,
-            patch_size=1,
-            num_attention_heads=numbers["heads"],
-            attention_head_dim=numbers["head"],
-            cross_attention_dim=numbers["heads"] * numbers["head"],
-            num_layers=numbers["layers"],
-            in_channels=4,
-            out_channels=8,
-            caption_channels=text_width,
-        )
-    raise ValueError(f"unknown kind {kind!r}: one of {', '.join(KINDS)}")
-
-
-def new_scheduler() -> Any:
-    """The noise of the miniature, as the scheduler that an ordinary pipeline samples it with."""
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler(**SCHEDULER)
-
-
-# ----------------------------------------------------------------------------------------------------------- folders
-
-
-def build(
-    folder: pathlib.Path | str,
-    kind: str,
-    *,
-    words: Sequence[str],
-    size: str = "mini",
-    encoder: str = "clip",
-    seed: int = 0,
-) -> pathlib.Path:
-    """A whole folder with random weights; returns its path. `kind` is "unet" or "dit"."""
-    tokenizer, text_encoder = new_text(words, size, encoder=encoder, seed=seed + 2)
-    return folders.write(
-        folder,
-        denoiser=new_denoiser(kind, size, seed=seed),
-        vae=new_vae(size, seed=seed + 1),
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
-        scheduler=new_scheduler(),
-    )
-
-
-def vae_loss(vae: nn.Module, images: Tensor, *, kl_weight: float = 1e-4, generator: torch.Generator) -> Tensor:
+def vae_loss(vae: Any, images: Tensor, *, kl_weight: float = 1e-4, generator: torch.Generator) -> Tensor:
     """Mean absolute and squared error of the round trip, and kl_weight KL(q(latent | picture) | N(0, I)) per pixel."""
     pixels = 2 * images - 1
     posterior = vae.encode(pixels).latent_dist
@@ -254,7 +264,7 @@ def vae_loss(vae: nn.Module, images: Tensor, *, kl_weight: float = 1e-4, generat
 
 
 @torch.no_grad()
-def fit_scaling(vae: nn.Module, images: Tensor) -> float:
+def fit_scaling(vae: Any, images: Tensor) -> float:
     """Set the VAE's scaling factor so that the latents of these pictures have unit variance; returns the factor."""
     factor = 1 / vae.encode(2 * images - 1).latent_dist.mean.std().item()
     vae.register_to_config(scaling_factor=factor)
@@ -275,7 +285,8 @@ def contrastive_loss(text: Tensor, images: Tensor, same: Tensor, temperature: fl
 
 def late_index_time(schedule: NoiseSchedule) -> TimeSampler:
     """Integer timesteps of density proportional to t: backgrounds are decided in much noise and are learned last."""
-    return TimeSampler("late_index", lambda u: schedule.time_of_index((schedule.steps * u.sqrt()).floor()))
+    steps = schedule.steps or 0
+    return TimeSampler("late_index", lambda u: schedule.time_of_index((steps * u.sqrt()).floor()))
 
 
 def settings_for(world: LatentDiffusion, name: str, batch: int, **numbers: Any) -> Settings:
@@ -283,9 +294,15 @@ def settings_for(world: LatentDiffusion, name: str, batch: int, **numbers: Any) 
 
     Times are the whole timesteps from 20 to 979: below, details finer than the autoencoder's; above, nothing but noise.
     """
-    law = uniform_index_time(world.schedule, 20, 980)
+    times = uniform_index_time(world.schedule, 20, 980)
     weight = sigma_power_weight(world.schedule)
-    shapes = {"batch_shape": (batch,), "z_shape": world.z_shape}
     return preset(
-        name, time_sampler=law, weight=normalised(weight, law), ta_weight=weight, max_grad_norm=5.0, **shapes, **numbers
+        name,
+        time_sampler=times,
+        weight=normalised(weight, times),
+        ta_weight=weight,
+        max_grad_norm=5.0,
+        batch_shape=(batch,),
+        z_shape=world.z_shape,
+        **numbers,
     )

@@ -4,33 +4,23 @@ A condition is a dict whose leaves have the batch as first axis: "tokens" (B, L,
 at a mask, "pooled" (B, d') where it is told of the prompt as a whole, and "prompt" (B,), the row in the table. Networks
 ignore "prompt"; rewards find the text by it.
 
-The files of encoded prompts: whole or not there, told apart by what encoded them, read row by row from the disk.
-
-A file holds a few hundred prompts as plain safetensors: the kept tokens of all of them one after another, (sum of
-lengths, d); where each begins; a vector each, where the model has one; the key of each text; and a checksum of each.
-Of a prompt whose padding is hidden by a mask only the tokens that it has are kept: PixArt-alpha's T5 takes 1 MB for
-120 tokens and about 0.2 MB for those of a common prompt. Where padding is part of the prompt, all tokens are kept.
-
-A file is written under another name and renamed when it is whole, so that no half of one is ever read.
-
-Prompts encoded once and kept on the disk, so that millions of them need no memory and no encoder a second time.
+A few prompts are a table in memory, `encode_prompts`. Millions are kept on the disk, so that they need no memory, and
+no encoder a second time:
 
     prompts = stored_prompts("encoded_prompts", folder, texts, dtype=torch.bfloat16, load_encoder=..)
     cond = prompts.draw((8,), generator)
 
-gives what `Prompts` gives, row for row and draw for draw; what it holds in memory is the texts themselves and 8 bytes
-for each. The cache is a folder that any number of runs share: prompts are found by their text under a name for the
-encoder (`identity`). Encoding that was stopped, however hard, goes on where its last whole file ended.
+gives what the table gives, row for row and draw for draw. The cache is a folder that any number of runs share: prompts
+are found by their text, under a name for what encoded them. Encoding that was stopped, however hard, goes on where its
+last whole file ended.
 """
 
 import contextlib
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import shutil
-import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -38,10 +28,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dipp_core.files import InputError, check_weights, read_json
+from dipp_core.files import InputError, check_weights, first_line, only_one, read_json, write_whole
 from dipp_core.method.scores import Cond
+
+FORMAT = 2
+PIXART_TOKENS = 120  # the length to which its pipeline pads; its mask hides the padding
+SHARD = 256  # prompts of a file; what is lost at most when a process is killed
+AGAIN = "delete it and start again, its prompts are then encoded again"
+WHOLE = 2**24  # bytes of a file that are hashed one and all; of larger ones, blocks spread over the file
+BLOCK, BLOCKS = 2**14, 256
 
 
 @dataclass
@@ -55,7 +52,7 @@ class TextEncoder:
     """
 
     tokenizer: Any
-    encoder: nn.Module
+    encoder: Any
     max_length: int
     masked: bool = False
     known: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False)
@@ -76,12 +73,10 @@ class TextEncoder:
         if self.masked:
             texts = [text.lower().strip() for text in texts]
         found = self._tokenized(texts)
+        mask = found["attention_mask"]
         looks = self.masked or getattr(self.encoder.config, "use_attention_mask", False)
-        mask = found["attention_mask"] if looks else None
-        tokens = self.encoder(found["input_ids"], attention_mask=mask)[0]
-        if not self.masked:
-            return {"tokens": tokens}
-        return {"tokens": tokens * mask.unsqueeze(-1).to(tokens), "mask": mask}
+        tokens = self.encoder(found["input_ids"], attention_mask=mask if looks else None)[0]
+        return {"tokens": tokens * mask.unsqueeze(-1).to(tokens), "mask": mask} if self.masked else {"tokens": tokens}
 
     def encode(self, texts: Sequence[str], *, batch: int = 64) -> dict[str, Tensor]:
         """The leaves of these prompts, a row each; only those not met before go through the encoder."""
@@ -128,11 +123,10 @@ class Prompts:
         """The condition of some rows; index (B,), where -1 is the empty prompt."""
         if len(self) and int(index.max()) >= len(self):
             raise IndexError(f"there is no prompt {int(index.max())}: the table has {len(self)}")
-        index, empty = index.to(self.null["tokens"].device), None
+        index = index.to(self.null["tokens"].device)
         chosen = {name: leaf[index.clamp(min=0)] for name, leaf in self.leaves.items()}
-        if bool((empty := index < 0).any()):
-            for name, leaf in chosen.items():
-                leaf[empty] = self.null[name].to(leaf)
+        for name, leaf in chosen.items():
+            leaf[index < 0] = self.null[name].to(leaf)
         return chosen | {"prompt": index}
 
     def draw(self, batch_shape: tuple[int, ...], generator: torch.Generator, *, drop: float = 0.0) -> Cond:
@@ -163,189 +157,7 @@ def encode_prompts(text: TextEncoder, texts: Sequence[str]) -> Prompts:
     return Prompts(tuple(texts), text.encode(texts), text.null())
 
 
-FORMAT = 1
-PIXART_TOKENS = 120  # the length to which its pipeline pads; its mask hides the padding
-AGAIN = "delete it and start again, its prompts are then encoded again"
-WHOLE = 2**24  # bytes of a file that are hashed one and all; of larger ones, blocks spread over the file
-BLOCK, BLOCKS = 2**14, 256
-
-
-# ----------------------------------------------------------------------------------------------------- what encoded it
-
-
-def identity(folder: pathlib.Path | str, *, dtype: torch.dtype, kept: torch.dtype) -> str:
-    """A name for all that decides how a model's folder encodes a prompt: tokenizers, weights, masking rule, dtypes.
-
-    Of large files the size, the first bytes (with the header) and blocks spread over the whole are looked at, which
-    tells a fine-tuned encoder from the one it came from without reading 20 GB.
-    """
-    folder = pathlib.Path(folder)
-    index = read_json(folder / "model_index.json", "fetch or make the model again")
-    rule = [FORMAT, index.get("_class_name"), index.get("force_zeros_for_empty_prompt", True)]
-    rule += [PIXART_TOKENS, str(dtype), str(kept)]
-    found = hashlib.sha256(json.dumps(rule).encode())
-    places = ["tokenizer", "text_encoder", *(name for name in ("tokenizer_2", "text_encoder_2") if name in index)]
-    for place in places:
-        if place.startswith("text_encoder"):
-            read_json(folder / place / "config.json", "fetch or make the model again")
-            check_weights(folder / place)
-        for file in sorted(path for path in (folder / place).glob("*") if path.is_file()):
-            if place.startswith("tokenizer") or file.name == "config.json" or file.suffix == ".safetensors":
-                found.update(f"{place}/{file.name} {file.stat().st_size}".encode())
-                found.update(_looked_at(file))
-    entry = index.get("text_encoder")
-    return f"{entry[1] if isinstance(entry, list) else entry}-{found.hexdigest()[:24]}"
-
-
-def _looked_at(path: pathlib.Path) -> bytes:
-    """A file's content, or blocks of it where it is large."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size <= WHOLE:
-            return file.read()
-        blocks = [file.read(2**20)]
-        for number in range(BLOCKS):
-            file.seek((size - BLOCK) * number // (BLOCKS - 1))
-            blocks.append(file.read(BLOCK))
-    return b"".join(blocks)
-
-
-def key_of(text: str) -> bytes:
-    """16 bytes that stand for a text."""
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
-def as_keys(joined: bytes) -> np.ndarray:
-    """Keys, one after another, as an array that can be sorted."""
-    return np.frombuffer(joined, dtype="S16")
-
-
-# ------------------------------------------------------------------------------------------------------------- writing
-
-
-@contextlib.contextmanager
-def alone(place: pathlib.Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Within the context no other process writes here; the lock of one that died is gone with it.
-
-    What a dead process left half-written is removed. Where the disk has no locks, two may encode the same prompts.
-    """
-    with (place / "lock").open("w") as file:
-        try:
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say("another process encodes prompts for the same cache: waiting for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            for left in place.glob("*.part"):
-                left.unlink(missing_ok=True)
-        except (ImportError, OSError):
-            pass
-        yield
-
-
-def write(path: pathlib.Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a file and give it its name when it is on the disk as a whole."""
-    from safetensors.torch import save_file
-
-    part = path.with_name(f"{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except Exception as error:  # the library has its own exception for a disk that is full
-        part.unlink(missing_ok=True)
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(f"{path} cannot be written ({why}): what was encoded before is kept") from None
-
-
-def write_shard(place: pathlib.Path, texts: Sequence[str], leaves: dict[str, Tensor]) -> pathlib.Path:
-    """Write the leaves (n, ...) of some prompts; the name of the file is that of its texts."""
-    tokens, joined = leaves["tokens"], b"".join(map(key_of, texts))
-    lengths = torch.full((len(tokens),), tokens.shape[1])
-    if "mask" in leaves:
-        lengths = leaves["mask"].sum(1)
-        if not torch.equal(leaves["mask"].bool(), torch.arange(tokens.shape[1]) < lengths[:, None]):
-            raise InputError("the tokenizer pads in front: only prompts that are padded at their end can be kept")
-    rows = [{"tokens": row[:length]} for row, length in zip(tokens, lengths.tolist(), strict=True)]
-    tensors = {"tokens": torch.cat([row["tokens"] for row in rows]), "keys": torch.tensor(list(joined)).byte()}
-    if "pooled" in leaves:
-        tensors["pooled"] = leaves["pooled"]
-        rows = [row | {"pooled": one} for row, one in zip(rows, leaves["pooled"], strict=True)]
-    tensors["starts"] = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
-    tensors["checks"] = torch.tensor([_check(row) for row in rows])
-    path = place / f"prompts-{hashlib.blake2b(joined, digest_size=12).hexdigest()}.safetensors"
-    write(path, tensors)
-    return path
-
-
-def _check(row: dict[str, Tensor]) -> int:
-    """A checksum of one prompt's leaves."""
-    found = 0
-    for name in sorted(row):
-        found = zlib.crc32(row[name].contiguous().view(torch.uint8).numpy(), found)
-    return found
-
-
-# ------------------------------------------------------------------------------------------------------------- reading
-
-
-@contextlib.contextmanager
-def _named(path: pathlib.Path) -> Iterator[None]:
-    """Whatever is wrong with a file within the context is told in one line."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        size = f"{path.stat().st_size:,} bytes" if path.exists() else "it is gone"
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-        raise InputError(f"{path} is no whole file of encoded prompts ({size}: {why}): {AGAIN}") from None
-
-
-def listed(place: pathlib.Path) -> tuple[tuple[pathlib.Path, ...], np.ndarray, np.ndarray]:
-    """All files of a place; the keys of all prompts, sorted, (n,); and file and row of each, (n, 2)."""
-    from safetensors import safe_open
-
-    files, keys, where = (
-        tuple(sorted(place.glob("prompts-*.safetensors"))),
-        [as_keys(b"")],
-        [np.empty((0, 2), np.int32)],
-    )
-    for number, path in enumerate(files):
-        with _named(path), safe_open(path, framework="pt") as file:
-            keys.append(as_keys(file.get_tensor("keys").numpy().tobytes()))
-        rows = np.arange(len(keys[-1]), dtype=np.int32)
-        where.append(np.stack([np.full_like(rows, number), rows], axis=1))
-    found, first = np.unique(np.concatenate(keys), return_index=True)
-    return files, found, np.concatenate(where)[first]
-
-
-@functools.lru_cache(maxsize=64)
-def _opened(path: pathlib.Path) -> tuple[Any, Tensor, Tensor, bool]:
-    """A file whose content stays on the disk, with what is needed to find a prompt in it."""
-    from safetensors import safe_open
-
-    file = safe_open(path, framework="pt")
-    return file, file.get_tensor("starts"), file.get_tensor("checks"), "pooled" in file.keys()  # noqa: SIM118
-
-
-def read_row(path: pathlib.Path, row: int) -> dict[str, Tensor]:
-    """The leaves of one prompt as they are kept, "tokens" (length, d) and perhaps "pooled" (d',)."""
-    with _named(path):
-        file, starts, checks, has_pooled = _opened(path)
-        first, last = starts[row].item(), starts[row + 1].item()
-        found = {"tokens": file.get_slice("tokens")[first:last]}
-        if has_pooled:
-            found["pooled"] = file.get_slice("pooled")[row]
-    if _check(found) != checks[row].item():
-        raise InputError(f"{path} is damaged (prompt {row} of it has changed): {AGAIN}")
-    return found
-
-
-SHARD = 256  # prompts of a file; what is lost at most when a process is killed
+# ---------------------------------------------------------------------------------------------------------- on the disk
 
 
 @dataclass(frozen=True)
@@ -375,21 +187,17 @@ class StoredPrompts(Prompts):
         if number < 0:
             return {name: leaf[0] for name, leaf in self.empty.items()}
         file, row = self.places[number]
-        kept = read_row(self.files[file], int(row))
-        found = {name: value.to(self.empty[name].dtype) for name, value in kept.items()}
+        found = {name: leaf.to(self.empty[name].dtype) for name, leaf in _read(self.files[file], int(row)).items()}
         if "mask" in self.empty:
-            mask, length = self.empty["mask"][0], len(kept["tokens"])
-            found["mask"] = (torch.arange(len(mask)) < length).to(mask.dtype)
-            tokens = found["tokens"].new_zeros(len(mask), found["tokens"].shape[1])
+            mask, tokens = self.empty["mask"][0], torch.zeros_like(self.empty["tokens"][0])
+            length = len(found["tokens"])
             tokens[:length] = found["tokens"]
-            found["tokens"] = tokens
+            found |= {"tokens": tokens, "mask": (torch.arange(len(mask)) < length).to(mask.dtype)}
         return found
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "StoredPrompts":
         """The table with its conditions on a device; floating leaves in `dtype` where it is given."""
-        empty = {
-            k: leaf.to(dtype if dtype and leaf.is_floating_point() else leaf.dtype) for k, leaf in self.empty.items()
-        }
+        empty = {name: leaf.to(dtype if leaf.is_floating_point() else None) for name, leaf in self.empty.items()}
         return replace(self, empty=empty, null={name: leaf.to(device) for name, leaf in empty.items()})
 
 
@@ -400,86 +208,96 @@ def stored_prompts(
     *,
     load_encoder: Callable[[], TextEncoder],
     dtype: torch.dtype,
-    kept: torch.dtype | None = None,
     batch: int = 64,
     shard: int = SHARD,
-    progress: bool | None = None,
     say: Callable[[str], None] = print,
 ) -> StoredPrompts:
     """The table of these prompts under the encoder of a model's folder; what is not in the cache is encoded first.
 
-    load_encoder is called only if something is missing. dtype: what it computes in. kept: the dtype on the disk, the
-    same if none is given. batch: prompts encoded at once. progress: a bar; by default where there is a terminal.
+    load_encoder is called only if something is missing. dtype: what it computes in, and that of the files. batch:
+    prompts encoded at once. shard: prompts of a file.
     """
     if not texts:
         raise ValueError("no prompts were given: the list is empty")
-    kept = kept or dtype
-    place = pathlib.Path(cache) / identity(folder, dtype=dtype, kept=kept)
-    keys = as_keys(b"".join(map(key_of, texts)))
+    place = pathlib.Path(cache) / identity(folder, dtype)
+    keys = _as_keys(b"".join(map(_key, texts)))
     if len(_missing(place, keys)) or not _null_file(place).exists():
-        _make(place)
-        with alone(place, say):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = error.strerror or type(error).__name__
+            raise InputError(f"{place} cannot be made ({why}): give a folder that can be written to") from None
+        with only_one(place / "lock", f"the cache of prompts {place}", wait=say):
+            for left in place.glob(".*.safetensors.*"):  # what a process that died had half written
+                left.unlink(missing_ok=True)
             new = [texts[number] for number in _missing(place, keys)]
             if new or not _null_file(place).exists():
-                _fill(place, load_encoder(), new, kept=kept, sizes=(batch, shard), progress=progress, say=say)
-    files, known, where = listed(place)
-    null, places = _read_null(place), where[np.searchsorted(known, keys)]
-    return StoredPrompts(tuple(texts), {}, null, files, places, null)
+                _fill(place, load_encoder(), new, dtype, batch, shard, say)
+    files, known, where = _listed(place)
+    null = _read_null(place)
+    return StoredPrompts(tuple(texts), {}, null, files, where[np.searchsorted(known, keys)], null)
 
 
-def _make(place: pathlib.Path) -> None:
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        why = error.strerror or type(error).__name__
-        raise InputError(f"{place} cannot be made ({why}): give a folder that can be written to") from None
+def identity(folder: pathlib.Path | str, dtype: torch.dtype) -> str:
+    """A name for all that decides how a model's folder encodes a prompt: tokenizers, weights, masking rule, dtype.
+
+    Of large files the size, the first bytes (with the header) and blocks spread over the whole are looked at, which
+    tells a fine-tuned encoder from the one it came from without reading 20 GB.
+    """
+    folder, cure = pathlib.Path(folder), "fetch or make the model again"
+    index = read_json(folder / "model_index.json", cure)
+    rule = [
+        FORMAT,
+        index.get("_class_name"),
+        index.get("force_zeros_for_empty_prompt", True),
+        PIXART_TOKENS,
+        str(dtype),
+    ]
+    found = hashlib.sha256(json.dumps(rule).encode())
+    for place in ("tokenizer", "text_encoder", *(name for name in ("tokenizer_2", "text_encoder_2") if name in index)):
+        if place.startswith("text_encoder"):
+            read_json(folder / place / "config.json", cure)
+            check_weights(folder / place)
+        for file in sorted(path for path in (folder / place).glob("*") if path.is_file()):
+            if place.startswith("tokenizer") or file.name == "config.json" or file.suffix == ".safetensors":
+                found.update(f"{place}/{file.name} {file.stat().st_size}".encode())
+                found.update(_looked_at(file))
+    entry = index.get("text_encoder")
+    return f"{entry[1] if isinstance(entry, list) else entry}-{found.hexdigest()[:24]}"
 
 
-def _missing(place: pathlib.Path, keys: np.ndarray) -> np.ndarray:
-    """Where in a list of keys those stand that are not in the store, each once."""
-    found, first = np.unique(keys, return_index=True)
-    return np.sort(first[~np.isin(found, listed(place)[1])])
-
-
-def _null_file(place: pathlib.Path) -> pathlib.Path:
-    return place / "null.safetensors"
-
-
-def _read_null(place: pathlib.Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = _null_file(place)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        why = str(error).strip().splitlines()[0][:120]
-        raise InputError(f"{path} is no whole file ({why}): {AGAIN}") from None
+def _looked_at(path: pathlib.Path) -> bytes:
+    """A file's content, or blocks of it where it is large."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= WHOLE:
+            return file.read()
+        blocks = [file.read(2**20)]
+        for number in range(BLOCKS):
+            file.seek((size - BLOCK) * number // (BLOCKS - 1))
+            blocks.append(file.read(BLOCK))
+    return b"".join(blocks)
 
 
 def _fill(
     place: pathlib.Path,
     text: TextEncoder,
     new: list[str],
-    *,
-    kept: torch.dtype,
-    sizes: tuple[int, int],
-    progress: bool | None,
+    dtype: torch.dtype,
+    batch: int,
+    shard: int,
     say: Callable[[str], None],
 ) -> None:
-    """Encode what is new, a file at a time. sizes: prompts of a batch and of a file."""
+    """Encode what is new, a file at a time."""
     from tqdm.auto import tqdm
 
-    batch, shard = sizes
-
     def on_disk(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {k: leaf.cpu().to(kept if leaf.is_floating_point() else leaf.dtype) for k, leaf in leaves.items()}
+        return {k: leaf.cpu().to(dtype if leaf.is_floating_point() else leaf.dtype) for k, leaf in leaves.items()}
 
     if not _null_file(place).exists():
-        write(_null_file(place), on_disk(text.null()))
+        _write(_null_file(place), on_disk(text.null()))
     if new:
-        null = _read_null(place)
-        size, free = estimate(text, new, null), shutil.disk_usage(place).free
+        size, free = estimate(text, new, _read_null(place)), shutil.disk_usage(place).free
         if size > free:
             raise InputError(
                 f"{len(new):,} prompts need about {size / 1e9:.1f} GB in {place}, {free / 1e9:.1f} GB are free: "
@@ -487,15 +305,13 @@ def _fill(
             )
         if len(new) > shard:
             say(f"encoding {len(new):,} prompts, about {size / 1e9:.2f} GB on the disk")
-    form = {"desc": "encoding", "unit": "prompt", "leave": False, "disable": None if progress is None else not progress}
-    with tqdm(total=len(new), **form) as bar:
+    with tqdm(total=len(new), desc="encoding", unit="prompt", leave=False, disable=None) as bar:
         for start in range(0, len(new), shard):
             some, parts = new[start : start + shard], []
             for first in range(0, len(some), batch):
                 parts.append(on_disk(text.encode_batch(some[first : first + batch])))
                 bar.update(len(parts[-1]["tokens"]))
-            leaves = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-            write_shard(place, some, leaves)
+            _write_shard(place, some, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
 def estimate(text: TextEncoder, new: Sequence[str], null: dict[str, Tensor], sample: int = 512) -> float:
@@ -505,11 +321,127 @@ def estimate(text: TextEncoder, new: Sequence[str], null: dict[str, Tensor], sam
         some = [one.lower().strip() for one in new[:: max(1, len(new) // sample)]]
         cut = text.tokenizer(some, max_length=text.max_length, truncation=True)
         tokens = sum(map(len, cut["input_ids"])) / len(some)
-    value = null["tokens"].element_size()
     pooled = null["pooled"].shape[1] if "pooled" in null else 0
-    return len(new) * (value * (tokens * null["tokens"].shape[2] + pooled) + 16 + 8 + 8)
+    return len(new) * (null["tokens"].element_size() * (tokens * null["tokens"].shape[2] + pooled) + 16 + 8 + 8)
 
 
 def guessed_tokens(texts: Sequence[str], most: int = PIXART_TOKENS) -> float:
     """The mean number of tokens of prompts under a mask, before any tokenizer is there: one for 3 letters is plenty."""
     return sum(min(most, len(text) / 3 + 2) for text in texts) / max(1, len(texts))
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+# A file holds a few hundred prompts as plain safetensors: the kept tokens of all of them one after another, (sum of
+# lengths, d); where each begins; a vector each, where the model has one; the key of each text; and a checksum of each.
+# Of a prompt whose padding is hidden by a mask only the tokens that it has are kept: PixArt-alpha's T5 takes 1 MB for
+# 120 tokens and about 0.2 MB for those of a common prompt. Where padding is part of the prompt, all tokens are kept.
+
+
+def _key(text: str) -> bytes:
+    """16 bytes that stand for a text."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _as_keys(joined: bytes) -> np.ndarray:
+    """Keys, one after another, as an array that can be sorted."""
+    return np.frombuffer(joined, dtype="S16")
+
+
+def _write(path: pathlib.Path, tensors: dict[str, Tensor]) -> None:
+    from safetensors.torch import save
+
+    try:
+        write_whole(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({first_line(error)}): what was encoded before is kept") from None
+
+
+def _write_shard(place: pathlib.Path, texts: Sequence[str], leaves: dict[str, Tensor]) -> None:
+    """Write the leaves (n, ...) of some prompts; the name of the file is that of its texts."""
+    tokens, joined = leaves["tokens"], b"".join(map(_key, texts))
+    lengths = torch.full((len(tokens),), tokens.shape[1])
+    if "mask" in leaves:
+        lengths = leaves["mask"].sum(1)
+        if not torch.equal(leaves["mask"].bool(), torch.arange(tokens.shape[1]) < lengths[:, None]):
+            raise InputError("the tokenizer pads in front: only prompts that are padded at their end can be kept")
+    rows = [{"tokens": row[:length]} for row, length in zip(tokens, lengths.tolist(), strict=True)]
+    tensors = {"tokens": torch.cat([row["tokens"] for row in rows]), "keys": torch.tensor(list(joined)).byte()}
+    if "pooled" in leaves:
+        tensors["pooled"] = leaves["pooled"]
+        rows = [row | {"pooled": one} for row, one in zip(rows, leaves["pooled"], strict=True)]
+    tensors["starts"] = torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
+    tensors["checks"] = torch.tensor([_check(row) for row in rows])
+    _write(place / f"prompts-{hashlib.blake2b(joined, digest_size=12).hexdigest()}.safetensors", tensors)
+
+
+def _check(row: dict[str, Tensor]) -> int:
+    """A checksum of one prompt's leaves."""
+    found = 0
+    for name in sorted(row):
+        found = zlib.crc32(row[name].contiguous().view(torch.uint8).numpy().data, found)
+    return found
+
+
+@contextlib.contextmanager
+def _named(path: pathlib.Path) -> Iterator[None]:
+    """Whatever is wrong with a file within the context is told in one line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        size = f"{path.stat().st_size:,} bytes" if path.exists() else "it is gone"
+        raise InputError(f"{path} is no whole file of prompts ({size}: {first_line(error)}): {AGAIN}") from None
+
+
+def _null_file(place: pathlib.Path) -> pathlib.Path:
+    return place / "null.safetensors"
+
+
+def _read_null(place: pathlib.Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    with _named(_null_file(place)):
+        return load_file(_null_file(place))
+
+
+def _listed(place: pathlib.Path) -> tuple[tuple[pathlib.Path, ...], np.ndarray, np.ndarray]:
+    """All files of a place; the keys of all prompts, sorted, (n,); and file and row of each, (n, 2)."""
+    from safetensors import safe_open
+
+    files = tuple(sorted(place.glob("prompts-*.safetensors")))
+    keys, where = [_as_keys(b"")], [np.empty((0, 2), np.int32)]
+    for number, path in enumerate(files):
+        with _named(path), safe_open(path, framework="pt") as file:
+            keys.append(_as_keys(file.get_tensor("keys").numpy().tobytes()))
+        rows = np.arange(len(keys[-1]), dtype=np.int32)
+        where.append(np.stack([np.full_like(rows, number), rows], axis=1))
+    found, first = np.unique(np.concatenate(keys), return_index=True)
+    return files, found, np.concatenate(where)[first]
+
+
+def _missing(place: pathlib.Path, keys: np.ndarray) -> np.ndarray:
+    """Where in a list of keys those stand that are not in the store, each once."""
+    found, first = np.unique(keys, return_index=True)
+    return np.sort(first[~np.isin(found, _listed(place)[1])])
+
+
+@functools.lru_cache(maxsize=64)
+def _opened(path: pathlib.Path) -> tuple[Any, Tensor, Tensor, bool]:
+    """A file whose content stays on the disk, with what is needed to find a prompt in it."""
+    from safetensors import safe_open
+
+    file = safe_open(path, framework="pt")
+    return file, file.get_tensor("starts"), file.get_tensor("checks"), "pooled" in file.keys()  # noqa: SIM118
+
+
+def _read(path: pathlib.Path, row: int) -> dict[str, Tensor]:
+    """The leaves of one prompt as they are kept, "tokens" (length, d) and perhaps "pooled" (d',)."""
+    with _named(path):
+        file, starts, checks, has_pooled = _opened(path)
+        found = {"tokens": file.get_slice("tokens")[starts[row].item() : starts[row + 1].item()]}
+        if has_pooled:
+            found["pooled"] = file.get_slice("pooled")[row]
+    if _check(found) != checks[row].item():
+        raise InputError(f"{path} is damaged (prompt {row} of it has changed): {AGAIN}")
+    return found
