@@ -1,30 +1,22 @@
 """Adapters on one base: the reference bit for bit, each role by itself, and what peft makes of the same weights."""
 
 import copy
+import dataclasses
 
 import peft
 import pytest
 import torch
+from diffusers import AutoencoderTiny
 
+from dipp_core.files import InputError
 from dipp_core.method.algorithm import align, preset
 from dipp_core.method.divergences import pseudo_huber
 from dipp_core.method.generator import OneStepGenerator, trainable_copy
 from dipp_core.method.schedule import sigma_power_weight, uniform_index_time
 from dipp_core.method.staged import frozen
 from dipp_core.models import folders, lora, miniature
-from dipp_core.worlds import shapes
 
 TARGETS = {"unet": ("attention", "ff", "convs"), "dit": ("attention", "ff", "proj_out")}
-
-
-def rng(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    root, words = tmp_path_factory.mktemp("models"), shapes.vocabulary()
-    return {kind: miniature.build(root / kind, kind, words=words, size="tiny") for kind in miniature.KINDS}
 
 
 @pytest.fixture(params=miniature.KINDS)
@@ -35,11 +27,11 @@ def kind(request):
 @pytest.fixture
 def world(places, kind):
     """A world of its own for every test: adapters hook into its denoiser."""
-    return folders.load(places[kind])
+    return folders.load(places / kind)
 
 
 @pytest.fixture
-def inputs(world):
+def inputs(world, rng):
     cond = world.prompts(["a red circle", "a blue cross"]).rows(torch.arange(2))
     return torch.randn(2, *world.z_shape, generator=rng()), torch.tensor([0.3, 0.9]), cond
 
@@ -47,7 +39,7 @@ def inputs(world):
 def started(role, seed=1):
     """A role that has learnt something."""
     for parameter in role.parameters():
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=rng(seed))
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed))
     return role
 
 
@@ -67,6 +59,9 @@ def test_the_reference_is_the_base_bit_for_bit_and_roles_start_as_it(world, kind
     assert torch.equal(outs[0], outs[4])
     assert (outs[0] - before).abs().max() > 1e-3
     assert (outs[0] - outs[2]).abs().max() > 1e-3
+    gen(*inputs).square().sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in gen.parameters())
+    assert all(parameter.grad is None for parameter in [*ta.parameters(), *world.denoiser.parameters()])
     with pytest.raises(KeyError):
         gen(inputs[0], inputs[1], {})  # an error inside a role leaves the base itself behind
     assert torch.equal(world.denoiser(*inputs), before)
@@ -84,13 +79,6 @@ def test_roles_share_one_base_and_own_their_adapters_alone(world, kind):
     assert all(".lora_A." in name or ".lora_B." in name for name in gen.state_dict())
     assert len(gen.state_dict()) == 2 * len(gen.base.layers)
     assert all(value.dtype == torch.float32 for value in gen.to(torch.float32).state_dict().values())
-
-
-def test_gradients_reach_the_adapters_of_the_role_alone(world, kind, inputs):
-    gen, ta = roles(world, kind)
-    gen(*inputs).square().sum().backward()
-    assert all(parameter.grad.abs().max() > 0 for parameter in gen.parameters())
-    assert all(parameter.grad is None for parameter in [*ta.parameters(), *world.denoiser.parameters()])
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -153,11 +141,11 @@ def test_peft_computes_the_same_from_the_same_adapters(world, kind, inputs):
 
 
 @pytest.mark.parametrize("method", ["dipp", "distar_in"])
-def test_a_step_of_algorithm_1_equals_that_of_roles_with_bases_of_their_own(places, kind, method):
+def test_a_step_of_algorithm_1_equals_that_of_roles_with_bases_of_their_own(places, kind, method, rng):
     """The same adapters, the same draws: on one shared base, with checkpointing, and on three separate ones."""
     found = []
     for shared in (True, False):
-        worlds = [folders.load(places[kind]) for _ in range(1 if shared else 3)]
+        worlds = [folders.load(places / kind) for _ in range(1 if shared else 3)]
         bases = [lora.SharedBase(world.denoiser, targets=TARGETS[kind]) for world in worlds]
         for base in bases[: 1 if shared else 0]:
             base.recompute()
@@ -198,8 +186,8 @@ def test_a_step_of_algorithm_1_equals_that_of_roles_with_bases_of_their_own(plac
         torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-5)
 
 
-def test_adapters_stay_in_float32_on_a_base_in_bfloat16(places, kind):
-    world = folders.load(places[kind], dtype=torch.bfloat16)
+def test_adapters_stay_in_float32_on_a_base_in_bfloat16(places, kind, rng):
+    world = folders.load(places / kind, dtype=torch.bfloat16)
     gen, ta = roles(world, kind)
     assert {parameter.dtype for parameter in gen.parameters()} == {torch.float32}
     cond = world.prompts(["a red circle"]).rows(torch.zeros(1, dtype=torch.long))
@@ -220,7 +208,94 @@ def test_adapters_stay_in_float32_on_a_base_in_bfloat16(places, kind):
     [(("nowhere",), 4, "is called 'nowhere'"), (("norm1",), 4, "takes no adapter"), (("attention",), 0, "at least 1")],
 )
 def test_what_cannot_be_adapted_is_one_line(places, targets, rank, words):
-    world = folders.load(places["dit"], parts=("denoiser",))
+    world = folders.load(places / "dit", parts=("denoiser",))
     with pytest.raises(ValueError, match=words) as caught:
         lora.Adapted(lora.SharedBase(world.denoiser, targets=targets), rank=rank)
     assert "\n" not in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------- what saves memory
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A tiny decoder for the miniature's pictures, four times the size of their latents."""
+    torch.manual_seed(0)
+    widths = {"encoder_block_out_channels": (8, 8, 8), "decoder_block_out_channels": (8, 8, 8)}
+    blocks = {"num_encoder_blocks": (1, 1, 1), "num_decoder_blocks": (1, 1, 1)}
+    folder = tmp_path_factory.mktemp("models") / "taesd"
+    AutoencoderTiny(**widths, **blocks).save_pretrained(folder)
+    return folder
+
+
+def test_a_denoiser_that_recomputes_learns_from_the_same_gradients(world, inputs):
+    grads = []
+    for switch in (lambda denoiser: denoiser, lora.recompute_denoiser):
+        network = trainable_copy(switch(copy.deepcopy(world.denoiser)))
+        network(*inputs).square().sum().backward()
+        grads.append([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
+    assert len(grads[0]) == len(grads[1]) > 10
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_tiny_decoder_is_seen_by_the_reward_alone(world, tiny, rng):
+    seen = dataclasses.replace(world, vae=lora.recompute_vae(folders.tiny_decoder(tiny, dtype=torch.float32)))
+    prompts = world.prompts(["a red circle", "a blue cross"])
+    z = (0.3 * torch.randn(2, *world.z_shape, generator=rng())).requires_grad_()
+    values = seen.reward(lambda images, texts: images.mean((1, 2, 3)), prompts)(z, prompts.rows(torch.arange(2)))
+    assert values.shape == (2,)
+    assert torch.autograd.grad(values.sum(), z)[0].abs().max() > 0
+    with torch.no_grad():
+        own, theirs = world.decode(z), AutoencoderTiny.from_pretrained(tiny).decode(z).sample / 2 + 0.5
+        assert own.shape == seen.decode(z).shape
+        torch.testing.assert_close(seen.decode(z), theirs.clamp(0, 1), rtol=1e-5, atol=1e-5)
+    assert type(world.vae).__name__ == "AutoencoderKL"
+
+
+def test_what_is_no_tiny_decoder_is_one_line(world, tiny, tmp_path):
+    (tmp_path / "config.json").write_text('{"_class_name": "AutoencoderTiny"}')
+    cases = [(tmp_path / "none", "is missing"), (tmp_path, "no weights"), (f"{world.source}/vae", "fetches one")]
+    for folder, words in cases:
+        with pytest.raises(InputError, match=words) as caught:
+            folders.tiny_decoder(folder, dtype=torch.float32)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7])
+def test_chunks_of_a_batch_give_the_gradient_of_the_whole(world, rows, rng):
+    """To the weights and to what goes in, of a generator that recomputes its blocks as well."""
+    cond = world.prompts(["a red circle", "a blue cross", "a green square"] * 2).rows(torch.arange(6))
+    z = torch.randn(6, *world.z_shape, generator=rng(), dtype=torch.float64, requires_grad=True)
+    gen = world.generator(500, lora.recompute_denoiser(copy.deepcopy(world.denoiser))).double()
+    found = []
+    for call in (gen, lora.in_chunks(gen, rows)):
+        out = call(z, cond)
+        found.append([out, *torch.autograd.grad(out.square().mean(), [z, *gen.parameters()])])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-5, atol=1e-12)
+
+
+def test_of_chunks_one_lives_at_a_time():
+    """What is kept for the backward pass does not grow with the batch, but for what goes in."""
+    network, kept = torch.nn.Sequential(torch.nn.Linear(4, 512), torch.nn.Tanh(), torch.nn.Linear(512, 4)), []
+
+    def pack(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    for call in (network, lora.in_chunks(network, 2)):
+        kept.clear()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            call(torch.randn(64, 4))
+        most = max(kept, default=0)
+        assert most >= 64 * 512 if call is network else sum(kept) <= 64 * 4 * 2
+
+
+def test_chunks_are_left_out_where_they_are_none():
+    assert lora.in_chunks(None, 2) is None
+    assert lora.in_chunks(len, 0) is len
+    reward = lora.in_chunks(lambda x0, cond: x0.mean(1) + cond["prompt"], 2)
+    x0 = torch.randn(5, 3)
+    with torch.no_grad():
+        assert torch.allclose(reward(x0, {"prompt": torch.arange(5)}), x0.mean(1) + torch.arange(5))

@@ -1,0 +1,278 @@
+"""Prompts as a table and on the disk: alike row for row, encoded once, whole whatever happens to the process."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+
+from dipp_core.files import InputError
+from dipp_core.method.schedule import uniform_index_time
+from dipp_core.models import folders, prompts
+from dipp_core.models.prompts import Prompts, TextEncoder, encode_prompts, stored_prompts
+from dipp_core.worlds import shapes
+
+TEXTS = [*shapes.captions(shapes.split("validation"))[:20], "a red circle", "a red circle", "", "A large  BLUE cross "]
+KINDS = ("unet", "dit", "t5", "sdxl")
+
+
+def encoder(folder, dtype=torch.float32):
+    index = json.loads((folder / "model_index.json").read_text())
+    return folders.read_text(folder, index, dtype=dtype, device="cpu")
+
+
+def store(cache, folder, texts=TEXTS, *, loaded=None, dtype=torch.float32, **options):
+    """The store of some texts; `loaded` collects how often the encoder was needed."""
+
+    def load_encoder():
+        (loaded if loaded is not None else []).append(1)
+        return encoder(folder, dtype)
+
+    options = {"batch": 3, "shard": 7, "say": [].append} | options
+    return stored_prompts(cache, folder, texts, load_encoder=load_encoder, dtype=dtype, **options)
+
+
+# ---------------------------------------------------------------------------------------------------------- the table
+
+
+def test_a_condition_knows_its_text_and_the_empty_prompt_is_a_row(places, rng):
+    table = encode_prompts(encoder(places / "unet"), TEXTS[:2])
+    cond = table.rows(torch.tensor([1, -1, 0]))
+    assert table.texts_of(cond) == [TEXTS[1], "", TEXTS[0]]
+    torch.testing.assert_close(cond["tokens"][1], table.null_cond["tokens"][0])
+    assert table.rows(torch.tensor([0]))["tokens"].data_ptr() != table.leaves["tokens"].data_ptr()
+    drawn = table.draw((20_000,), rng(), drop=0.1)
+    shares = torch.bincount(drawn["prompt"] + 1, minlength=3) / 20_000
+    torch.testing.assert_close(shares, torch.tensor([0.1, 0.45, 0.45]), atol=0.01, rtol=0)
+    with pytest.raises(IndexError, match="there is no prompt 2: the table has 2"):
+        table.rows(torch.tensor([2]))
+    with pytest.raises(ValueError, match="no prompts were given"):
+        encode_prompts(None, [])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_store_gives_what_the_table_gives_draw_for_draw_and_bit_for_bit(places, tmp_path, rng, kind):
+    """Of a prompt under a mask only the tokens that it has are on the disk; padded again they are the same."""
+    text = encoder(places / kind)
+    ours, theirs = store(tmp_path, places / kind, batch=7), encode_prompts(text, TEXTS)
+    assert isinstance(ours, Prompts)
+    assert len(ours) == len(theirs)
+    assert ours.leaves == {}  # nothing of them is in memory but where they are
+    assert ours.places.nbytes == 8 * len(TEXTS)
+    assert ours.places[20].tolist() == ours.places[21].tolist()  # a prompt given twice is kept once
+    for drop in (0.0, 0.3):
+        one, other = (table.draw((40,), rng(), drop=drop) for table in (ours, theirs))
+        assert ours.texts_of(one) == theirs.texts_of(other)
+        assert one.keys() == other.keys()
+        for name in other:
+            assert one[name].dtype == other[name].dtype
+            torch.testing.assert_close(one[name], other[name], rtol=1e-5, atol=1e-5)
+    exact = text.encode_batch(TEXTS[:7])
+    assert all(torch.equal(ours.rows(torch.arange(7))[name], leaf) for name, leaf in exact.items())
+    assert all(torch.equal(ours.null_cond[name], leaf) for name, leaf in theirs.null_cond.items())
+    with pytest.raises(IndexError, match="there is no prompt 24: the table has 24"):
+        ours.rows(torch.tensor([24]))
+
+
+def test_a_file_holds_the_tokens_that_a_prompt_has_and_its_size_is_known_before(places, tmp_path):
+    said, texts = [], list(dict.fromkeys(TEXTS))
+    found, text = store(tmp_path, places / "t5", texts, shard=12, say=said.append), encoder(places / "t5")
+    tokens = sum(len(text.tokenizer(one.lower().strip()).input_ids) for one in texts)
+    values = tokens * text.encoder.config.d_model * 4
+    size = sum(file.stat().st_size for file in found.files)
+    assert len(found.files) == 2
+    assert values < size < values + 40 * len(texts) + 1000
+    assert size < 0.2 * len(texts) * 120 * text.encoder.config.d_model * 4
+    assert prompts.estimate(text, texts, found.null) == pytest.approx(size, rel=0.1)
+    assert said == ["encoding 23 prompts, about 0.00 GB on the disk"]
+    assert prompts.guessed_tokens(texts) * len(texts) > tokens
+
+
+def test_networks_may_be_on_another_device_and_of_another_dtype_than_what_draws(places, tmp_path, rng):
+    """Noise, times and prompts are drawn on the CPU; torch's meta device, like a GPU, refuses to mix with it."""
+    for kind in ("unet", "t5", "sdxl"):
+        world = folders.load(places / kind, parts=("denoiser", "vae"), device="meta", dtype=torch.bfloat16)
+        table = store(tmp_path, places / kind, dtype=torch.bfloat16).to("meta", torch.float32)
+        cond = table.draw((3,), rng(), drop=0.5)
+        assert {leaf.device.type for leaf in [*cond.values(), *table.null_cond.values()]} == {"meta"}
+        assert cond["tokens"].dtype == torch.float32
+        z = torch.randn(3, *world.z_shape, generator=rng()).to("meta")
+        t = uniform_index_time(world.schedule, 20, 980)((3,), generator=rng(), device=z.device)
+        x0 = world.sample(z, cond, steps=2, alpha_cfg=1.0, null_cond=table.null_cond)
+        made = folders.converted(world.generator(399), folders.TIMES_SIGMA)(z, cond)
+        found = [x0, made, world.score()(z, t, cond), world.decode(x0)]
+        assert {(tensor.device.type, tensor.dtype) for tensor in found} == {("meta", torch.float32)}
+
+
+# ------------------------------------------------------------------------------------------------------- encoded once
+
+
+def test_what_was_encoded_is_never_encoded_again(places, tmp_path, monkeypatch):
+    loaded, encoded, real = [], [], TextEncoder.encode_batch
+    store(tmp_path, places / "unet", TEXTS[:10], loaded=loaded)
+    monkeypatch.setattr(TextEncoder, "encode_batch", lambda self, texts: encoded.extend(texts) or real(self, texts))
+    store(tmp_path, places / "unet", TEXTS[5:10][::-1], loaded=loaded)  # another list of known ones
+    assert loaded == [1]
+    store(tmp_path, places / "unet", TEXTS, loaded=loaded)
+    assert loaded == [1, 1]
+    assert sorted(encoded) == sorted(set(TEXTS[10:]))  # each once
+
+
+def another_weight(folder):
+    path = folder / "text_encoder/model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def another_pipeline(folder):
+    path = folder / "model_index.json"
+    path.write_text(path.read_text().replace("PixArtAlphaPipeline", "StableDiffusionXLPipeline"))
+
+
+def another_tokenizer(folder):
+    path = folder / "tokenizer/vocab.json"
+    path.write_text(path.read_text() + " ")
+
+
+@pytest.mark.parametrize("change", [another_weight, another_tokenizer, another_pipeline])
+def test_another_encoder_has_another_place(places, tmp_path, change):
+    place = shutil.copytree(places / "dit", tmp_path / "model")
+    before = prompts.identity(place, torch.float32)
+    assert before == prompts.identity(places / "dit", torch.float32)
+    assert before != prompts.identity(place, torch.bfloat16)
+    change(place)
+    assert prompts.identity(place, torch.float32) != before
+
+
+def test_a_large_file_is_told_from_another_of_its_size_by_blocks(places, tmp_path, monkeypatch):
+    monkeypatch.setattr(prompts, "WHOLE", 2**20)
+    one, other = bytearray(3 * 2**20), bytearray(3 * 2**20)
+    other[2**21 : 2**21 + 2**14] = b"\1" * 2**14  # a fine-tuned encoder differs everywhere, not in one place
+    place = shutil.copytree(places / "dit", tmp_path / "model")
+    names = set()
+    for content in (one, other):
+        (place / "tokenizer/large").write_bytes(content)
+        names.add(prompts.identity(place, torch.float32))
+    assert len(names) == 2
+
+
+# ------------------------------------------------------------------------------------------------ whatever may happen
+
+
+def forked(function, *args):
+    process = multiprocessing.get_context("fork").Process(target=function, args=args)
+    process.start()
+    return process
+
+
+def killed_in_the_third_file(cache, folder):
+    """A process that dies by SIGKILL when its third file is written and has no name yet."""
+    calls, real = [], os.replace
+
+    def replace(*names):
+        calls.append(1)
+        if len(calls) == 4:  # the empty prompt has a file too
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*names)
+
+    os.replace = replace
+    torch.set_num_threads(1)
+    store(cache, folder)
+
+
+def test_a_killed_process_loses_the_file_it_was_writing_and_nothing_else(places, tmp_path):
+    process = forked(killed_in_the_third_file, tmp_path, places / "dit")
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    (place,) = tmp_path.iterdir()
+    assert len(list(place.glob("prompts-*.safetensors"))) == 2
+    assert len(list(place.glob(".prompts-*"))) == 1
+    said = []
+    ours = store(tmp_path, places / "dit", say=said.append)
+    assert said[0].startswith("encoding 9 prompts")  # 23 different ones, less twice seven
+    assert not list(place.glob(".prompts-*"))
+    theirs = encode_prompts(encoder(places / "dit"), TEXTS)
+    torch.testing.assert_close(ours.rows(torch.arange(24))["tokens"], theirs.leaves["tokens"], rtol=1e-5, atol=1e-5)
+
+
+def overlapping(cache, folder, start):
+    torch.set_num_threads(1)
+    store(cache, folder, TEXTS[start : start + 16], shard=3)
+
+
+def test_of_two_processes_at_once_the_second_waits_and_finds_most_of_it_done(places, tmp_path):
+    both = [forked(overlapping, tmp_path, places / "unet", start) for start in (0, 8)]
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    ours = stored_prompts(tmp_path, places / "unet", TEXTS, load_encoder=None, dtype=torch.float32)
+    theirs = encode_prompts(encoder(places / "unet"), TEXTS)
+    torch.testing.assert_close(ours.rows(torch.arange(24))["tokens"], theirs.leaves["tokens"], rtol=1e-5, atol=1e-5)
+    kept = [row for place in ours.files for row in range(1000) if _has(place, row)]
+    assert len(kept) == 23
+
+
+def _has(path, row):
+    return row < len(prompts._opened(path)[2])
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size - 10)
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def flipped(path):
+    """One bit of the tokens."""
+    content = bytearray(path.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    content[start + json.loads(content[8:start])["tokens"]["data_offsets"][0]] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"), [(cut, "is no whole file"), (emptied, "is no whole file"), (flipped, "is damaged")]
+)
+def test_a_bad_file_is_one_line_and_cured_by_deleting_it(places, tmp_path, harm, words):
+    path = store(tmp_path, places / "unet").files[0]
+    prompts._opened.cache_clear()
+    harm(path)
+    with pytest.raises(InputError, match=rf"{path} {words}.*delete it and start again"):
+        store(tmp_path, places / "unet").rows(torch.arange(24))
+    path.unlink()
+    prompts._opened.cache_clear()
+    store(tmp_path, places / "unet").rows(torch.arange(24))
+
+
+def no_room(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_other_flaws_are_one_line_too(places, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be made"):
+        store(tmp_path / "file", places / "unet")
+    full = shutil._ntuple_diskusage(10, 10, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: full)
+        with pytest.raises(InputError, match="GB are free"):
+            store(tmp_path / "full", places / "unet")
+        patch.undo()
+        patch.setattr(os, "replace", no_room)
+        with pytest.raises(InputError, match=r"cannot be written.*No space left"):
+            store(tmp_path / "off", places / "unet")
+    assert not list((tmp_path / "off").rglob("*.safetensors*"))
+    with pytest.raises(InputError, match=r"text_encoder/config\.json is missing"):
+        store(tmp_path, shutil.copytree(places / "unet", tmp_path / "m", ignore=lambda *_: ["text_encoder"]))
+    with pytest.raises(ValueError, match="no prompts were given"):
+        store(tmp_path, places / "unet", [])
+    text = encoder(places / "dit")
+    text.tokenizer.padding_side = "left"
+    with pytest.raises(InputError, match="pads in front"):
+        stored_prompts(tmp_path, places / "dit", TEXTS, load_encoder=lambda: text, dtype=torch.float32)
