@@ -443,6 +443,8 @@ def read_network(folder: pathlib.Path, place: str, index: dict, dtype: torch.dty
         raise InputError(f"{folder / place} does not fit {cls.__name__}: {first_line(error)}") from None
     if bad := [*found["missing_keys"], *(k[0] if isinstance(k, tuple) else k for k in found["mismatched_keys"])]:
         raise InputError(f"{folder / place}: {len(bad)} weights are missing, the first is {bad[0]}; {AGAIN}")
+    if isinstance(network.config, dict):  # diffusers would write this folder's path into every copy
+        network.register_to_config(_name_or_path="")
     return network.eval().requires_grad_(False)
 
 
