@@ -86,14 +86,14 @@ is "(3, 11, 5) <= sys.version_info < (3, 12)" || python=
 if [ -n "$uv" ]; then
     "$uv" venv --quiet --allow-existing --python "${python:->=3.11.5,<3.12}" .venv || fail "$no_python"
     must "$uv" pip install --python .venv/bin/python -r requirements.lock
-    must "$uv" pip install --python .venv/bin/python --quiet --no-deps --no-build-isolation -e .
     must "$uv" pip check --python .venv/bin/python --quiet
 else
     say "uv cannot be had here; pip does the same, more slowly"
     "${python:=python3.11}" -m venv .venv && is "sys.version_info >= (3, 11, 5)" || fail "$no_python"
     must .venv/bin/python -m pip install -q -r requirements.lock
-    must .venv/bin/python -m pip install -q --no-deps --no-build-isolation -e .
     must .venv/bin/python -m pip check
 fi
 must .venv/bin/python dipp_core/repair.py
+# the package itself, from any folder; `pip install -e` fails where the path of the checkout has a $
+for site in .venv/lib/python3.*/site-packages; do echo ../../../.. >"$site/dipp_core.pth"; done
 echo "$made_from" >.venv/.new && mv .venv/.new .venv/.ready && rm .venv/.unfinished && say "ready"
