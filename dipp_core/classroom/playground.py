@@ -19,7 +19,7 @@ from dipp_core.book import report
 from dipp_core.classroom import play, play_pictures
 from dipp_core.classroom.play import Choice, Look, Run
 from dipp_core.method.staged import NonFiniteError
-from dipp_core.training import pictures
+from dipp_core.training import watch
 from dipp_core.worlds.plane_runs import Stack
 
 SLICE = 0.1  # seconds of training between two chances for everything else
@@ -58,7 +58,7 @@ def moving_picture(run: Run) -> Callable[[Look], bytes]:
         left.autoscale_view(scalex=False)
         cloud.set_title(f"step {look.step} of {run.steps}", fontsize=11)
         buffer = io.BytesIO()
-        with pictures.DRAWING:
+        with watch.DRAWING:
             fig.savefig(buffer, format="png")
         return buffer.getvalue()
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dipp_core.book import config
 from dipp_core.classroom.votes import Ballot, VotesError
-from dipp_core.training import pictures
+from dipp_core.training import watch
 
 KEYS = {"l": "left", "r": "right", "t": "tie", "b": "back"}
 HELP = (
@@ -23,7 +23,7 @@ HELP = (
 
 def votes_by(wanted: str) -> str:
     """Who votes: "you" where somebody watches the notebook, else "simulated"; whoever wants that gets it anywhere."""
-    return "you" if wanted == "you" and pictures.is_live() else "simulated"
+    return "you" if wanted == "you" and watch.is_live() else "simulated"
 
 
 def place(name: str) -> pathlib.Path:

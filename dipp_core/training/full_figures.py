@@ -7,8 +7,9 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from dipp_core.book.report import COLORS
-from dipp_core.training import curves, rehearsal
+from dipp_core.training import rehearsal
 from dipp_core.training.preflight import GIB, Part
+from dipp_core.training.watch import read_curves
 
 # what the bars of memory are made of: beginnings of the names of parts, colour
 GROUPS = {
@@ -47,7 +48,7 @@ def memory(profiles: Mapping[str, Sequence[Part]], cards: Sequence[int] = (24, 8
 
 def course(folder: pathlib.Path) -> Figure:
     """The curves of a stage, a panel each."""
-    found = curves.read(folder)
+    found = read_curves(folder)
     keys = [key for key in CURVES if key in found]
     fig, axes = plt.subplots(1, len(keys), figsize=(min(11, 3.6 * len(keys)), 3.2), squeeze=False)
     for ax, key in zip(axes[0], keys, strict=True):

@@ -33,11 +33,9 @@ from dipp_core.files import InputError
 from dipp_core.method.algorithm import Settings
 from dipp_core.models.prompts import guessed_tokens
 from dipp_core.training import full_scale, preflight
-from dipp_core.training.parts import CheckpointError
-from dipp_core.training.pictures import picture_grid
-from dipp_core.training.processes import ALONE, Group, ProcessError, find_group
-from dipp_core.training.student import Pace, Student, teach
-from dipp_core.training.train import Stopped, TrainError
+from dipp_core.training.run import Stopped
+from dipp_core.training.student import ALONE, Group, Pace, Student, find_group, teach
+from dipp_core.training.watch import picture_grid
 
 STAGES = ("distil", "align")
 # what of the switches decides the result; the others decide memory and time, and may change between two starts
@@ -47,11 +45,8 @@ DECISIVE = ("roles", "rank", "targets", "dtype", "tiny_vae", "eight_bit_adam")
 KNOWN = (
     full_scale.FullScaleError,
     preflight.PreflightError,
-    InputError,
-    CheckpointError,
-    TrainError,
-    ProcessError,
     Stopped,
+    InputError,
 )
 
 
@@ -147,7 +142,6 @@ def learn(training: Training, name: str, *, progress: bool | None = None) -> Stu
     run, loaded, stage = training.run, training.loaded, getattr(training.run, name)
     if stage.steps == 0:
         return training.student
-    plan = {"save_steps": run.save_steps, "evaluate_steps": run.watch_steps, "progress": progress}
     training.student = teach(
         training.folder / name,
         training.student,
@@ -157,8 +151,10 @@ def learn(training: Training, name: str, *, progress: bool | None = None) -> Stu
         prompts=loaded.prompts,
         reward=loaded.reward,
         seed=run.seed + STAGES.index(name),
-        plan=plan,
+        save_steps=run.save_steps,
+        evaluate_steps=run.watch_steps,
         evaluate=watch(training),
+        progress=progress,
         group=training.group,
         micro=loaded.switches.micro,
         adam=loaded.adam,

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dipp_core.classroom import votes, voting
 from dipp_core.classroom.votes import Round, open_ballot
-from dipp_core.training import pictures
+from dipp_core.training import watch
 
 
 @pytest.fixture
@@ -107,9 +107,9 @@ def test_a_form_goes_on_where_the_ballot_is(ballot):
 
 
 def test_who_votes():
-    with mock.patch.object(pictures, "is_live", return_value=False):
+    with mock.patch.object(watch, "is_live", return_value=False):
         assert voting.votes_by("you") == "simulated"
-    with mock.patch.object(pictures, "is_live", return_value=True):
+    with mock.patch.object(watch, "is_live", return_value=True):
         assert voting.votes_by("you") == "you"
         assert voting.votes_by("simulated") == "simulated"
 

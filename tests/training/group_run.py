@@ -10,7 +10,6 @@ import pathlib
 import signal
 import socket
 import sys
-from unittest import mock
 
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
@@ -20,12 +19,8 @@ from dipp_core.method.generator import trainable_copy
 from dipp_core.models import folders
 from dipp_core.models.lora import Adapted, SharedBase
 from dipp_core.models.miniature import settings_for
-from dipp_core.training import processes
-from dipp_core.training.pictures import Screen
-from dipp_core.training.processes import ProcessError, find_group
-from dipp_core.training.sharded import whole
-from dipp_core.training.student import Pace, Student, new_student, teach
-from dipp_core.training.train import Stopped, TrainError
+from dipp_core.training.run import Stopped, whole
+from dipp_core.training.student import Pace, Student, find_group, new_student, teach
 from dipp_core.worlds import shapes
 
 
@@ -66,7 +61,9 @@ def learn(folder, world, group, job):
         prompts=prompts,
         reward=world.reward(judge, prompts),
         seed=0,
-        plan={"progress": False, "save_steps": 2, "evaluate_steps": 2},
+        progress=False,
+        save_steps=2,
+        evaluate_steps=2,
         evaluate=lambda done, one: {"mean": world.paint(one.gen, prompts, 1, seed=0).mean().item()},
         group=group,
         micro=job.get("micro", 0),
@@ -92,7 +89,7 @@ def run_jobs(place, jobs, *, sharded=False):
         places = job.get("folders", [name])
         try:
             taught = learn(place / places[group.share[0] % len(places)], world, group, job)
-        except (ProcessError, TrainError, Stopped, ValueError) as error:
+        except (Stopped, ValueError) as error:
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
             continue
         state = {key: whole(value).contiguous() for key, value in taught.state().items()}
@@ -125,7 +122,6 @@ def main(folder, plan):
     """All launches, one after another."""
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)  # in which Adam does not make much of rounding
-    processes.PATIENCE = 5.0
     for name in ("AutoencoderKL", "UNet2DConditionModel", "PixArtTransformer2DModel", "DDPMScheduler"):
         getattr(importlib.import_module("diffusers"), name)
     for name in ("CLIPTextModel", "CLIPTokenizer"):
@@ -140,5 +136,4 @@ def main(folder, plan):
 
 
 if __name__ == "__main__":
-    with mock.patch.object(Screen, "draw_curves"):
-        main(*sys.argv[1:])
+    main(*sys.argv[1:])

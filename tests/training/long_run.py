@@ -4,7 +4,7 @@
     python long_run.py           a server: a line {"folder": .., "steps": .., "die_at": ..} starts a run in its process
 
 The server imports and warms up once, so that a run starts in milliseconds. With die_at = n the process of the run kills
-itself at its nth call that makes something last (fsync, rename, rmdir).
+itself at its nth call that makes something last (fsync, replace, unlink).
 """
 
 import json
@@ -13,6 +13,7 @@ import pathlib
 import random
 import signal
 import sys
+import tempfile
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ from torch import nn
 
 from dipp_core.method.algorithm import align, preset
 from dipp_core.method.schedule import sigma_power_weight, uniform_time, vp_continuous
-from dipp_core.training import curves, pictures, train
-from dipp_core.training.ema import EMA
+from dipp_core.training import watch
+from dipp_core.training.run import EMA, Plan, run
 
 SCHEDULE = vp_continuous()
 
@@ -52,7 +53,7 @@ def draw_cond(shape, generator):
 
 
 def long_run(folder, steps, *, seed=0, plan=None, say=lambda line: None, **more):
-    """Train two small networks with Algorithm 1; `plan` and `more` go to `train.run`. Returns its parts."""
+    """Train two small networks with Algorithm 1; `plan` and `more` go to `run`. Returns its parts."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
@@ -108,8 +109,8 @@ def long_run(folder, steps, *, seed=0, plan=None, say=lambda line: None, **more)
         with ema.averaged():
             return {"weight": gen.body[0].weight.mean(), "draw": torch.rand(())}
 
-    plan = plan or train.Plan(steps=steps, save_steps=4, save_minutes=0.0015, evaluate_steps=20)
-    train.run(
+    plan = plan or Plan(steps=steps, save_steps=4, save_minutes=0.0015, evaluate_steps=20)
+    run(
         folder,
         records,
         parts,
@@ -132,14 +133,19 @@ def die_at(number):
 
         return counted
 
-    for name in ("fsync", "rename", "rmdir"):
+    for name in ("fsync", "replace", "unlink"):
         setattr(os, name, deadly(getattr(os, name)))
 
 
 def warm_up():
     """What the first run of a process would wait seconds for."""
     torch.optim.SGD([torch.zeros(1, requires_grad=True)])
-    pictures.png(pictures.figure({"nothing": curves.Curve(np.arange(2), np.arange(2))}))
+    with tempfile.TemporaryDirectory() as place:
+        fig = watch.curves_figure({"nothing": watch.Curve(np.arange(2), np.arange(2))})
+        watch.Screen(pathlib.Path(place), live=False).show("nothing", fig, "nothing.png")
+        log = watch.Log(pathlib.Path(place))
+        log.write(0, {"nothing": 0.0})
+        log.close()
 
 
 def serve():

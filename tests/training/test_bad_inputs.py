@@ -9,9 +9,9 @@ import shutil
 import pytest
 import torch
 
+from dipp_core.files import only_one
 from dipp_core.models import miniature
 from dipp_core.training import full_training, preflight
-from dipp_core.training.checkpoint import locked
 from dipp_core.worlds import shapes
 
 
@@ -236,9 +236,9 @@ def test_a_gpu_that_is_not_there_is_one_line(place, capsys):
 
 
 def test_a_second_run_in_one_folder_is_refused(place, capsys):
-    with locked(place.run / "distil"):
+    with only_one(place.run / "distil/lock", "a run"):
         line = told(capsys, full_training.main(arguments(place.models, place.run)))
-    assert "another run works here" in line
+    assert "is already running" in line
 
 
 @pytest.mark.parametrize(("what", "says"), [("memory", "has 0.1 GiB"), ("disk", "of disk")])

@@ -15,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dipp_core.files import InputError
 from dipp_core.models import miniature
-from dipp_core.training import curves
-from dipp_core.training.processes import ALONE, ProcessError, Processes, find_group
+from dipp_core.training.student import ALONE, Group, find_group
+from dipp_core.training.watch import read_curves
 from dipp_core.worlds import shapes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -35,7 +36,7 @@ def plan_of(models):
     dipp, star, stars = (job(models, name) for name in ("dipp_full", "distar_in_lora", "distar_in_full"))
     whole = {name: job(models, name) for name in WHOLE}
     split = whole | {"distar_in_lora": star | {"micro": 1}}
-    troubles = {"nan": dipp | {"nan": [1, 1]}, "odd": dipp | {"batch": 3}}
+    troubles = {"odd": dipp | {"batch": 3}}
     sharded = {"processes": 2, "place": "shards", "sharded": True}
     return [
         {"processes": 1, "place": "one", "jobs": whole | {"one_two": star | {"asked": [0, 1]}}},
@@ -47,6 +48,7 @@ def plan_of(models):
         sharded | {"jobs": {"turns": stars | {"asked": [1, 0]}}},
         {"processes": 1, "place": "shards", "jobs": {"turns": stars}},
         {"processes": 2, "place": "killed", "jobs": {"killed": dipp | {"killed": [1, 1]}}},
+        {"processes": 2, "place": "killed", "jobs": {"nan": dipp | {"nan": [1, 1]}}},
     ]
 
 
@@ -90,7 +92,7 @@ def test_two_processes_end_with_the_weights_of_one(root, name):
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_curves_are_those_of_the_whole_batch(root, name):
-    one, two = (curves.read(root / place / name) for place in ("one", "two"))
+    one, two = (read_curves(root / place / name) for place in ("one", "two"))
     assert set(one) == set(two) >= {"reward", "divergence", "norm_reward", "ta_loss", "grad_norm", "eval_mean"}
     for key, curve in one.items():
         assert two[key].values == pytest.approx(curve.values, rel=1e-6), key
@@ -113,17 +115,17 @@ def test_sharded_networks_learn_the_same_and_their_checkpoints_are_whole(root):
 
 
 def test_a_loss_that_is_not_finite_in_one_process_ends_both(root):
-    assert "step 1: the term 'reward' is not finite" in said(root, 1, 1, "nan")
-    assert "another process of this run failed" in said(root, 1, 0, "nan")
+    assert "step 1: the term 'reward' is not finite" in said(root, 9, 1, "nan")
+    assert "the other processes can no longer be reached" in said(root, 9, 0, "nan")
 
 
 def test_a_process_that_is_killed_ends_the_other(root):
-    assert "ProcessError: the other processes can no longer be reached" in said(root, 8, 0, "killed")
+    assert "InputError: the other processes can no longer be reached" in said(root, 8, 0, "killed")
 
 
 def test_processes_that_see_different_folders_are_refused(root):
     found = [said(root, 2, rank, "lost") for rank in (0, 1)]
-    assert all("ProcessError" in line for line in found)
+    assert all("InputError" in line for line in found)
     assert any("all machines must see the same folder" in line for line in found)
 
 
@@ -140,8 +142,9 @@ def test_nobody_else_means_alone(monkeypatch):
 def test_a_frozen_network_is_called_bare():
     """A wrapper that waits for gradients is used only where they come."""
     bare = torch.nn.Linear(1, 1)
-    accelerator = SimpleNamespace(process_index=0, num_processes=2, prepare_model=lambda network: lambda x: "wrapped")
-    call, x = Processes(accelerator).joined(bare), torch.ones(1, requires_grad=True)
+    accelerator = SimpleNamespace(process_index=0, num_processes=2, free_memory=list)
+    accelerator.prepare_model = lambda network: lambda x: "wrapped"
+    call, x = Group(accelerator).joined(bare), torch.ones(1, requires_grad=True)
     assert call(x) == "wrapped"
     with torch.no_grad():
         assert call(x) != "wrapped"
@@ -157,5 +160,5 @@ def test_what_accelerate_is_not_asked_for_is_refused(monkeypatch):
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(accelerate, "Accelerator", lambda **options: Other())
-    with pytest.raises(ProcessError, match="DEEPSPEED is not known here: DDP"):
+    with pytest.raises(InputError, match="DEEPSPEED is not known here: DDP"):
         find_group("cpu")

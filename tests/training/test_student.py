@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from dipp_core.files import InputError
 from dipp_core.models import folders, miniature
 from dipp_core.models.miniature import settings_for
-from dipp_core.training.checkpoint import CheckpointError
 from dipp_core.training.student import Pace, new_student, teach
 from dipp_core.worlds import shapes
 
@@ -33,7 +33,8 @@ def learn(folder, world, name, *, pace=PACE, student=None, reward=brightness, sa
         prompts=prompts,
         reward=world.reward(reward, prompts),
         seed=0,
-        plan={"progress": False, "save_steps": 2},
+        progress=False,
+        save_steps=2,
         say=say,
     )
 
@@ -99,7 +100,7 @@ def test_stopped_and_resumed_is_as_never_stopped(world, tmp_path):
 )
 def test_a_folder_of_another_run_is_refused(world, tmp_path, name, numbers, said):
     learn(tmp_path, world, "dipp", alpha_rew=0.1, alpha_cfg=0.5)
-    with pytest.raises(CheckpointError, match=said) as caught:
+    with pytest.raises(InputError, match=said) as caught:
         learn(tmp_path, world, name, **numbers)
     assert "another run" in str(caught.value)
     assert "\n" not in str(caught.value)

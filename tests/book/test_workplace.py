@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dipp_core.training.workplace import workplace
+from dipp_core.book.workplace import workplace
 
 SETTINGS = {"steps": 3, "rates": [0.1, 0.2]}
 

@@ -1,0 +1,553 @@
+"""Long runs: killed at any moment they continue exactly; whatever else stops them is one line and loses nothing.
+
+By hand, with as many kills as wanted:  DIPP_KILLS=20 pytest tests/training/test_run.py -k random
+"""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch import distributed, nn
+
+from dipp_core.files import InputError
+from dipp_core.method.algorithm import StepRecord
+from dipp_core.method.staged import NonFiniteError
+from dipp_core.training import run as module
+from dipp_core.training import watch
+from dipp_core.training.run import EMA, Plan, Stopped, each, latest, run
+
+KILLS = int(os.environ.get("DIPP_KILLS", 0))
+STEPS = 200 if KILLS else 40
+
+
+# ----------------------------------------------------------------------------------------------------- kill and resume
+
+
+class Server:
+    """Runs of `long_run.py`, each in a process of its own that can be killed."""
+
+    def __init__(self, process):
+        self.process = process
+
+    def start(self, folder, **order):
+        print(json.dumps({"folder": str(folder), "steps": STEPS} | order), file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+    def status(self):
+        return int(self.process.stdout.readline())
+
+    def run(self, folder, **order):
+        self.start(folder, **order)
+        return self.status()
+
+
+@pytest.fixture(scope="module")
+def server(checkout):
+    command = [sys.executable, str(pathlib.Path(__file__).with_name("long_run.py"))]
+    path = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=os.environ | path, **pipes) as process:
+        yield Server(process)
+        process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def unkilled(server, tmp_path_factory):
+    """What a run leaves that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("runs") / "unkilled"
+    assert server.run(folder) == 0
+    return result(folder)
+
+
+def bits(state):
+    """A state in which tensors are bytes, to be compared."""
+    if isinstance(state, torch.Tensor):
+        return (str(state.dtype), tuple(state.shape), state.contiguous().numpy().tobytes())
+    if isinstance(state, dict):
+        return {key: bits(value) for key, value in state.items()}
+    return type(state)(map(bits, state)) if isinstance(state, (list, tuple)) else state
+
+
+def result(folder):
+    """All bits that must not depend on kills: the state of all parts, random states, curves."""
+    content = latest(folder)[1]
+    assert content["step"] == STEPS
+    curves = {name: (folder / name).read_bytes() for name in ("curves.jsonl", "curves.csv")}
+    return curves | {name: bits(content[name]) for name in ("parts", "random", "identity")}
+
+
+@pytest.mark.parametrize("number", range(KILLS or 2))
+def test_killed_at_a_random_moment_and_resumed_it_is_as_if_never_killed(server, unkilled, tmp_path, number):
+    moment, log = random.Random(number), tmp_path / "curves.jsonl"
+    process, size = server.start(tmp_path), moment.uniform(0.0, 0.95) * len(unkilled["curves.jsonl"])
+    while not log.exists() or log.stat().st_size < size:
+        time.sleep(0.001)
+    time.sleep(moment.uniform(0.0, 0.02))  # a step takes about 0.01 seconds, a save as long again
+    os.kill(process, signal.SIGKILL)
+    assert server.status() == -signal.SIGKILL
+    assert server.run(tmp_path) == 0
+    assert result(tmp_path) == unkilled
+
+
+def test_killed_at_every_point_of_a_save_it_is_as_if_never_killed(server, unkilled, tmp_path):
+    """Before the log and the checkpoint are flushed, before it is renamed, before an old one is removed."""
+    halves = 0
+    for number in (1, 2, 3, 4, 5, 6, 7, 8, 14):
+        assert server.run(tmp_path, die_at=number) == -signal.SIGKILL
+        halves += (tmp_path / "partial.pt").exists()
+        said = []
+        latest(tmp_path, said.append)
+        assert said == []
+    assert halves
+    assert server.run(tmp_path) == 0
+    assert result(tmp_path) == unkilled
+
+
+def test_a_second_run_in_the_folder_is_refused_while_the_first_lives(server, tmp_path):
+    process = server.start(tmp_path, steps=100_000)
+    while not list(tmp_path.glob("step_*")):
+        time.sleep(0.01)
+    with pytest.raises(InputError, match=rf"is already running \(process {process}\)"):
+        small_run(tmp_path)
+    os.kill(process, signal.SIGKILL)
+    assert server.status() == -signal.SIGKILL
+
+
+# ---------------------------------------------------------------------------------------------- a run of a few numbers
+
+
+class Fit:
+    """Steps of a small regression, with all its parts."""
+
+    def __init__(self, steps=12, spoil=None):
+        torch.manual_seed(0)
+        self.net, self.steps, self.spoil = nn.Linear(2, 1), steps, spoil
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=0.1)
+        self.noise, self.ema, self.seen = torch.Generator().manual_seed(1), EMA(self.net, 0.9), []
+        self.parts = {"net": self.net, "optimizer": self.optimizer, "noise": self.noise, "ema": self.ema}
+
+    def records(self, start):
+        for step in range(start, self.steps):
+            if self.spoil:
+                self.spoil(step)
+            loss = self.net(torch.randn(4, 2, generator=self.noise)).square().mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.seen.append(step)
+            yield {"loss": loss.detach(), "runs": torch.tensor([1.0, step])}
+
+
+def small_run(folder, fit=None, said=None, *, settings=None, parts=None, plan=None, **more):
+    fit = fit or Fit()
+    say = (said if said is not None else []).append
+    plan = Plan(**{"steps": fit.steps, "save_steps": 5} | (plan or {}))
+    options = {"after_step": [fit.ema.update], "say": say} | more
+    return run(folder, fit.records, parts or fit.parts, plan, settings or {"lr": 0.1}, **options)
+
+
+def steps_kept(folder):
+    return [int(path.stem[5:]) for path in sorted(folder.glob("step_*"))]
+
+
+def one_line(folder, fit=None, kind=InputError, **more):
+    with pytest.raises(kind) as caught:
+        small_run(folder, fit, **more)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_run_leaves_its_last_checkpoints_curves_and_a_picture(tmp_path):
+    fit, again, said = Fit(), Fit(), []
+    outcome = small_run(tmp_path, fit)
+    assert (outcome.steps, outcome.resumed_at) == (12, 0)
+    assert steps_kept(tmp_path) == [10, 12]
+    found = watch.read_curves(tmp_path)
+    assert found["loss"].step.tolist() == list(range(1, 13))
+    assert found["runs"].values.shape == (12, 2)
+    assert (tmp_path / "curves.png").is_file()
+    assert (tmp_path / "curves.csv").is_file()
+    assert small_run(tmp_path, again, said).seconds == outcome.seconds > 0  # a complete run gives its result at once
+    assert again.seen == []
+    assert torch.equal(fit.net.weight, again.net.weight)
+    assert said == [f"{tmp_path}: complete at step 12 of 12"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "kept"),
+    [
+        ({"keep_last": 9, "save_steps": 4}, [4, 8, 12]),
+        ({"keep_last": 2, "save_steps": 1, "keep_every": 5}, [5, 10, 11, 12]),
+        ({"keep_last": 99, "save_steps": 0, "save_minutes": 0.0}, list(range(1, 13))),
+        ({"save_steps": 0}, [12]),
+    ],
+)
+def test_checkpoints_come_by_steps_by_time_and_at_the_end(tmp_path, plan, kept):
+    small_run(tmp_path, plan=plan)
+    assert steps_kept(tmp_path) == kept
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_finishes_the_step_saves_and_says_how_to_go_on(tmp_path, number):
+    before = signal.getsignal(signal.SIGINT)
+    whole, fit, said = Fit(), Fit(spoil=lambda step: step == 6 and os.kill(os.getpid(), number)), []
+    small_run(tmp_path / "whole", whole)
+    line = one_line(tmp_path / "run", fit, Stopped)
+    assert line == f"{tmp_path}/run: stopped after step 7 of 12 and saved; run the same to continue"
+    assert steps_kept(tmp_path / "run") == [5, 7]
+    assert signal.getsignal(signal.SIGINT) is before
+    again = Fit()
+    assert small_run(tmp_path / "run", again, said).resumed_at == 7
+    assert said == [f"{tmp_path}/run: continued at step 7 of 12"]
+    assert again.seen == list(range(7, 12))
+    assert torch.equal(again.ema.average["weight"], whole.ema.average["weight"])
+    assert (tmp_path / "run/curves.jsonl").read_bytes() == (tmp_path / "whole/curves.jsonl").read_bytes()
+
+
+def test_asked_twice_it_stops_at_once(tmp_path):
+    def twice(step):
+        for _ in range(2 * (step == 6)):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        small_run(tmp_path, Fit(spoil=twice))
+    assert steps_kept(tmp_path) == [5]
+
+
+def raises(error):
+    def spoil(step):
+        if step == 7:
+            raise error
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (raises(NonFiniteError("the term 'reward'", 7)), "step 7: the term 'reward' is not finite"),
+        (raises(OSError(28, "No space left on device")), "No space left on device; step_00000005.pt is kept"),
+    ],
+)
+def test_what_goes_wrong_is_one_line_and_the_good_checkpoint_stays(tmp_path, spoil, says):
+    assert says in one_line(tmp_path, Fit(spoil=spoil))
+    assert steps_kept(tmp_path) == [5]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_average_moves(tmp_path):
+    fit = Fit()
+    fit.spoil = lambda step: step == 7 and nn.init.constant_(fit.net.bias, float("nan"))
+    line = one_line(tmp_path, fit)
+    assert line.startswith(f"{tmp_path}: step 7: loss not finite; step_00000005.pt is kept; the same settings lead")
+    assert watch.read_curves(tmp_path)["loss"].step[-1] == 7
+    assert torch.isfinite(fit.ema.average["weight"]).all()
+
+
+def test_records_that_do_not_fit_are_refused(tmp_path):
+    def records(start):
+        for step in range(12):
+            yield StepRecord(step, {}, {}, torch.tensor(1.0), None)
+
+    assert "the records ended before step 12" in one_line(tmp_path, Fit(8), plan={"steps": 12})
+    fit = Fit()
+    with pytest.raises(InputError, match="at step 0, not 5: pass start_step"):
+        run(tmp_path, records, fit.parts, Plan(steps=12), {"lr": 0.1})
+    small_run(tmp_path / "more", longer := Fit(20), plan={"steps": 12})
+    assert longer.seen == list(range(12))
+    assert "12 steps are done, the plan has 9" in one_line(tmp_path / "more", plan={"steps": 9})
+
+
+def test_evaluations_become_curves_and_pictures(tmp_path):
+    said = []
+
+    def evaluate(done):
+        grid = watch.picture_grid(torch.rand(2, 3, 4, 4), 2)
+        return {"gold": done / 10, "bad": float("nan") if done == 4 else 0.0, "grid": grid}
+
+    small_run(tmp_path, Fit(10), said, evaluate=evaluate, plan={"evaluate_steps": 4, "log_steps": 5})
+    found = watch.read_curves(tmp_path)
+    assert found["loss"].step.tolist() == [5, 10]
+    assert found["eval_gold"].step.tolist() == [0, 4, 8, 10]
+    assert found["eval_bad"].step.tolist() == [0, 8, 10]
+    assert said == [f"{tmp_path}: eval_bad is not finite after step 4, and left out"]
+    made = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert made == [f"grid_{done:08d}.png" for done in (0, 4, 8, 10)]
+
+
+def test_a_process_that_does_not_write_runs_along_and_leaves_nothing(tmp_path):
+    fit, writer = Fit(), Fit()
+    small_run(tmp_path / "none", fit, writes=False)
+    small_run(tmp_path / "main", writer)
+    assert not (tmp_path / "none").exists()
+    assert torch.equal(fit.net.weight, writer.net.weight)
+
+
+def test_progress_shows_rate_and_time_left_on_demand_only(tmp_path, capsys):
+    small_run(tmp_path / "quiet")
+    assert capsys.readouterr().err == ""
+    small_run(tmp_path / "shown", plan={"progress": True})
+    shown = capsys.readouterr().err
+    assert "12/12" in shown
+    assert "step/s" in shown
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+@pytest.mark.parametrize("kept", [0, 100, -1, None])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, kept):
+    """Cut short, or with one bit that flipped."""
+    whole, again, said = Fit(), Fit(), []
+    small_run(tmp_path, whole)
+    newest = tmp_path / "step_00000012.pt"
+    content = newest.read_bytes()
+    place = content.index(whole.net.weight.detach().numpy().tobytes())
+    flipped = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    newest.write_bytes(flipped if kept is None else content[:kept])
+    assert small_run(tmp_path, again, said).resumed_at == 10
+    assert said[0] == f"{newest} is damaged; using step_00000010.pt instead"
+    assert torch.equal(again.net.weight, whole.net.weight)
+    assert steps_kept(tmp_path) == [10, 12]
+    for path in tmp_path.glob("step_*"):
+        path.write_bytes(b"")
+    assert "none before it is intact" in one_line(tmp_path)
+
+
+class Evil:
+    """What would run code when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+def test_no_code_in_a_checkpoint_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"step": 1, "identity": Evil()}, tmp_path / "step_00000001.pt")
+    assert "step_00000001.pt is no checkpoint" in one_line(tmp_path)
+    assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize(
+    ("parts", "settings", "what"),
+    [
+        ({}, {"lr": 0.2}, "lr = 0.1 there, 0.2 here"),
+        ({}, {"lr": 0.1, "seed": 3}, "seed = None there, 3 here"),
+        ({"net": nn.Linear(3, 1)}, {}, "net.weight = float32 (1, 2) there, float32 (1, 3) here"),
+        ({"net": nn.Conv2d(2, 1, 1)}, {}, "net.kind = Linear there, Conv2d here"),
+        ({"more": nn.Linear(1, 1)}, {}, "more.kind = None there, Linear here"),
+        ({"optimizer": torch.optim.Adam(nn.Linear(2, 2).parameters())}, {}, "optimizer.0.0 = float32 (1, 2) there"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused_before_anything_changes(tmp_path, parts, settings, what):
+    small_run(tmp_path)
+    before, fit = (tmp_path / "curves.jsonl").read_bytes(), Fit()
+    own = fit.net.weight.detach().clone()
+    line = one_line(tmp_path, fit, parts=fit.parts | parts, settings=settings)
+    assert what in line
+    assert "restore the settings or use another folder" in line
+    assert (tmp_path / "curves.jsonl").read_bytes() == before
+    assert torch.equal(fit.net.weight, own)
+
+
+def test_settings_and_states_that_cannot_be_kept_are_refused(tmp_path):
+    class Strange:
+        def state_dict(self):
+            return {"what": Fit()}
+
+    assert "settings hold" in one_line(tmp_path, settings={"weight": lambda: 0})
+    assert "parts hold tensors" in one_line(tmp_path, parts={"strange": Strange()})
+    assert not steps_kept(tmp_path)
+
+
+FILL = """
+import pathlib, resource, signal, sys, torch
+from dipp_core.training.run import InputError, Plan, save
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder, parts = pathlib.Path(sys.argv[1]), {"large": torch.nn.Linear(300, 300)}
+save(folder, 1, parts, {}, Plan(steps=9), {})
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    save(folder, 2, parts, {}, Plan(steps=9), {})
+except InputError as error:
+    print(error)
+"""
+
+
+def test_where_the_system_takes_no_more_the_one_before_it_stays(tmp_path):
+    """A limit on the size of a file stands for a full disk: the system refuses in the middle of a file."""
+    done = subprocess.run([sys.executable, "-c", FILL, tmp_path], capture_output=True, text=True, timeout=120)
+    assert done.stdout.startswith(f"{tmp_path}/step_00000002.pt was not written ("), done.stderr
+    assert "; step_00000001.pt is kept; cure that" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001.pt"]
+
+
+class Tied(nn.Module):
+    """Two names for one tensor, a part of a larger one, and a transposed one."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Linear(3, 4, bias=False), nn.Linear(3, 4, bias=False)
+        self.head.weight = self.embed.weight
+        self.register_buffer("whole", torch.randn(6))
+        self.register_buffer("begin", self.whole[:3])
+        self.register_buffer("across", torch.randn(2, 3).T)
+
+
+def taken_over(folder, parts, others):
+    """Put the states of some parts into others, by way of a checkpoint."""
+    module.save(folder, 1, parts, {}, Plan(steps=1), {})
+    assert module.resume(folder, others, {})[1]["step"] == 1
+
+
+def test_tied_weights_stay_tied(tmp_path):
+    one, other = Tied(), Tied()
+    taken_over(tmp_path, {"net": one}, {"net": other})
+    assert bits(one.state_dict()) == bits(other.state_dict())
+    assert other.head.weight is other.embed.weight
+
+
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "SGD", "Adafactor"])
+@pytest.mark.parametrize("schedule", ["CosineAnnealingLR", "SequentialLR"])
+def test_optimisers_and_rates_go_on_as_before(tmp_path, kind, schedule):
+    lr = torch.optim.lr_scheduler
+
+    def made():
+        net, more = nn.Linear(3, 2), {"momentum": 0.9} if kind == "SGD" else {}
+        groups = [{"params": [net.weight], "lr": 0.01}, {"params": [net.bias], "lr": 1 / 3}]
+        optimizer = getattr(torch.optim, kind)(groups, **more)
+        if schedule == "CosineAnnealingLR":
+            return {"net": net, "optimizer": optimizer, "rate": lr.CosineAnnealingLR(optimizer, 9)}
+        both = [lr.LinearLR(optimizer, 0.1, total_iters=3), lr.ExponentialLR(optimizer, 0.9)]
+        return {"net": net, "optimizer": optimizer, "rate": lr.SequentialLR(optimizer, both, milestones=[3])}
+
+    def steps(parts, seeds):
+        for seed in seeds:
+            parts["optimizer"].zero_grad()
+            x = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))
+            parts["net"](x).square().sum().backward()
+            parts["optimizer"].step()
+            parts["rate"].step()
+
+    one, other = made(), made()
+    steps(one, range(4))
+    taken_over(tmp_path, one, other)
+    for parts in (one, other):
+        steps(parts, range(4, 7))
+    assert bits(one["net"].state_dict()) == bits(other["net"].state_dict())
+
+
+def test_random_states_go_on_as_before(tmp_path):
+    own = {"own": torch.Generator().manual_seed(3)}
+
+    def draws():
+        drawn = random.gauss(0, 1), np.random.randn(), torch.randn(()), torch.randn((), generator=own["own"])  # noqa: NPY002
+        return [float(value) for value in drawn]
+
+    module.save(tmp_path, 1, own, {}, Plan(steps=1), {})
+    first = draws()
+    assert draws() != first
+    module.resume(tmp_path, own, {})
+    assert draws() == first
+
+
+def test_a_sharded_tensor_is_gathered_and_sharded_again():
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        saved, live = torch.randn(3, 2), distribute_tensor(torch.zeros(3, 2), init_device_mesh("cpu", (1,)), [Shard(0)])
+        again = module._sharded_like(saved, live)
+        assert again.placements == live.placements
+        assert torch.equal(module.whole(again), saved)
+        assert module.whole(saved) is saved
+    finally:
+        distributed.destroy_process_group()
+
+
+# ------------------------------------------------------------------------------------------------- average and threads
+
+
+def averages(ema, net, values):
+    for value in values:
+        nn.init.constant_(net.weight, value)
+        ema.update()
+    return float(ema.average["weight"])
+
+
+def test_the_average_is_that_of_its_definition_and_warm_up_forgets_the_start():
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(net.weight, 1.0)
+    exact = 0.9 * (0.9 * 1 + 0.1 * 2) + 0.1 * 3
+    assert averages(EMA(net, 0.9, warmup=False), net, [2.0, 3.0]) == pytest.approx(exact)
+    nn.init.constant_(net.weight, 1.0)
+    assert averages(EMA(net, 0.999), net, [2.0]) == pytest.approx(2 / 11 * 1 + 9 / 11 * 2)
+    assert averages(EMA(net, 0.999), net, [5.0] * 100) == pytest.approx(5.0, abs=1e-6)
+    with pytest.raises(InputError, match="decay"):
+        EMA(net, 1.0)
+
+
+def test_frozen_parameters_are_left_out_and_half_precision_is_averaged_in_float32():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).to(torch.bfloat16)
+    net[0].requires_grad_(False)
+    ema = EMA(net, 0.5)
+    ema.update()
+    assert set(ema.average) == {"1.weight", "1.bias"}
+    assert {value.dtype for value in ema.average.values()} == {torch.float32}
+
+
+def test_within_averaged_the_module_is_the_average_and_afterwards_itself():
+    net = nn.Linear(3, 2)
+    ema, own = EMA(net, 0.5), net.weight.detach().clone()
+    ema.average["weight"].zero_()
+    with pytest.raises(ZeroDivisionError), ema.averaged():  # even a failure gives the own parameters back
+        1 / int(net.weight.any())
+    assert torch.equal(net.weight, own)
+    assert net.weight.requires_grad
+
+
+def train(seed):
+    """A small regression, to the bit."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.zeros(40, 40, requires_grad=True)
+    adam = torch.optim.Adam([weight])
+    for _ in range(20):
+        x = torch.randn(64, 40, generator=generator)
+        adam.zero_grad()
+        (x @ weight - x.flip(-1)).square().mean().backward()
+        adam.step()
+    return weight.detach()
+
+
+def test_each_gives_results_in_order_which_do_not_depend_on_how_many_run_beside():
+    before = torch.get_num_threads()
+    alone, together = each(train, range(5), workers=1), each(train, range(5), workers=3)
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    assert not torch.equal(alone[0], alone[1])
+    meeting = threading.Barrier(2, timeout=20)  # breaks unless both are there
+    assert sorted(each(lambda _: meeting.wait(), range(2), workers=2)) == [0, 1]
+    assert each(lambda _: torch.get_num_threads(), range(2)) == [1] * 2
+    assert torch.get_num_threads() == before
+
+
+def test_an_error_ends_what_has_not_begun_and_is_raised():
+    begun = []
+
+    def work(job):
+        begun.append(job)
+        if job:
+            time.sleep(0.05)  # the others are still waiting when the first has failed
+        raise ValueError(f"job {job}")
+
+    with pytest.raises(ValueError, match="job 0"):
+        each(work, range(100), workers=1)
+    assert len(begun) < 100
