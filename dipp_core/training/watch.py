@@ -75,7 +75,8 @@ class Log:
             say(f"{path} is shorter than at the checkpoint: the curves have a gap")
         self.file.truncate(min(size, found))
         self.file.seek(0, os.SEEK_END)
-        self.folder, self.start, self.board = folder, start, None
+        self.folder, self.start = folder, start
+        self.board: Any = None
 
     def write(self, step: int, values: Numbers) -> None:
         """One line, handed to the system at once: it survives the death of the process."""
