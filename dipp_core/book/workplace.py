@@ -12,7 +12,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from dipp_core.book import config, sources
+from dipp_core.book import sources
+from dipp_core.files import root
 
 
 def workplace(stage: str, name: str, settings: dict, inputs: Iterable[Tensor]) -> pathlib.Path:
@@ -25,7 +26,7 @@ def workplace(stage: str, name: str, settings: dict, inputs: Iterable[Tensor]) -
     facts = {"settings": settings, "torch": torch.__version__, "threads": torch.get_num_threads(), "code": code}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for file in sources.imports(code):
-        digest.update((config.root() / file).read_bytes())
+        digest.update((root() / file).read_bytes())
     for tensor in inputs:
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return config.root() / ".work" / "long" / stage / f"{name}_{digest.hexdigest()[:12]}"
+    return root() / ".work" / "long" / stage / f"{name}_{digest.hexdigest()[:12]}"
