@@ -183,10 +183,10 @@ def target(stage: str) -> str:
     return found[0]
 
 
-def repro(stage: str | None) -> int:
+def repro(stage: str | None, force: bool = False) -> int:
     """`dvc repro`, once params.yaml is known to be right; says at the end what every stage took."""
     config.check()
-    words = ["repro", *([target(stage)] if stage else [])]
+    words = ["repro", *(["--single-item", "--force"] if force else []), *([target(stage)] if stage else [])]
     if code := subprocess.run([sys.executable, "-m", "dvc", *words], cwd=root()).returncode:
         return code
     print(shares(root() / "reports" / "manifests"))
@@ -237,7 +237,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("clean", "site", "slides", "lint"):
         commands.add_parser(name)
-    commands.add_parser("repro").add_argument("stage", nargs="?")
+    again = commands.add_parser("repro")
+    again.add_argument("stage", nargs="?")
+    again.add_argument("-f", "--force", action="store_true", help="the stage that is named, even if it is up to date")
     commands.add_parser("strip").add_argument("stages", nargs="*")
     one = commands.add_parser("run")
     one.add_argument("stage")
@@ -248,7 +250,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def command(args: argparse.Namespace) -> int:
     if args.command == "repro":
-        return repro(args.stage)
+        return repro(args.stage, args.force)
     if args.command == "run":
         sources.read_notebook(sources.notebook_path(args.stage))
         config.check()
