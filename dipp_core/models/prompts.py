@@ -20,7 +20,6 @@ import functools
 import hashlib
 import json
 import pathlib
-import shutil
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,6 +34,7 @@ from dipp_core.method.scores import Cond
 
 FORMAT = 2
 PIXART_TOKENS = 120  # the length to which its pipeline pads; its mask hides the padding
+NULL = "null.safetensors"  # the empty prompt
 SHARD = 256  # prompts of a file; what is lost at most when a process is killed
 AGAIN = "delete it and start again, its prompts are then encoded again"
 WHOLE = 2**24  # bytes of a file that are hashed one and all; of larger ones, blocks spread over the file
@@ -217,11 +217,13 @@ def stored_prompts(
     load_encoder is called only if something is missing. dtype: what it computes in, and that of the files. batch:
     prompts encoded at once. shard: prompts of a file.
     """
+    from safetensors.torch import load_file
+
     if not texts:
         raise ValueError("no prompts were given: the list is empty")
     place = pathlib.Path(cache) / identity(folder, dtype)
     keys = _as_keys(b"".join(map(_key, texts)))
-    if len(_missing(place, keys)) or not _null_file(place).exists():
+    if len(_missing(place, keys)) or not (place / NULL).exists():
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -231,10 +233,11 @@ def stored_prompts(
             for left in place.glob(".*.safetensors.*"):  # what a process that died had half written
                 left.unlink(missing_ok=True)
             new = [texts[number] for number in _missing(place, keys)]
-            if new or not _null_file(place).exists():
+            if new or not (place / NULL).exists():
                 _fill(place, load_encoder(), new, dtype, batch, shard, say)
     files, known, where = _listed(place)
-    null = _read_null(place)
+    with _named(place / NULL):
+        null = load_file(place / NULL)
     return StoredPrompts(tuple(texts), {}, null, files, where[np.searchsorted(known, keys)], null)
 
 
@@ -294,17 +297,10 @@ def _fill(
     def on_disk(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
         return {k: leaf.cpu().to(dtype if leaf.is_floating_point() else leaf.dtype) for k, leaf in leaves.items()}
 
-    if not _null_file(place).exists():
-        _write(_null_file(place), on_disk(text.null()))
-    if new:
-        size, free = estimate(text, new, _read_null(place)), shutil.disk_usage(place).free
-        if size > free:
-            raise InputError(
-                f"{len(new):,} prompts need about {size / 1e9:.1f} GB in {place}, {free / 1e9:.1f} GB are free: "
-                "free some, or give a folder on another disk"
-            )
-        if len(new) > shard:
-            say(f"encoding {len(new):,} prompts, about {size / 1e9:.2f} GB on the disk")
+    if not (place / NULL).exists():
+        _write(place / NULL, on_disk(text.null()))
+    if len(new) > shard:
+        say(f"encoding {len(new):,} prompts")
     with tqdm(total=len(new), desc="encoding", unit="prompt", leave=False, disable=None) as bar:
         for start in range(0, len(new), shard):
             some, parts = new[start : start + shard], []
@@ -312,17 +308,6 @@ def _fill(
                 parts.append(on_disk(text.encode_batch(some[first : first + batch])))
                 bar.update(len(parts[-1]["tokens"]))
             _write_shard(place, some, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
-
-
-def estimate(text: TextEncoder, new: Sequence[str], null: dict[str, Tensor], sample: int = 512) -> float:
-    """Bytes that these prompts will take on the disk, from the number of tokens that some of them have."""
-    tokens = float(null["tokens"].shape[1])
-    if text.masked:
-        some = [one.lower().strip() for one in new[:: max(1, len(new) // sample)]]
-        cut = text.tokenizer(some, max_length=text.max_length, truncation=True)
-        tokens = sum(map(len, cut["input_ids"])) / len(some)
-    pooled = null["pooled"].shape[1] if "pooled" in null else 0
-    return len(new) * (null["tokens"].element_size() * (tokens * null["tokens"].shape[2] + pooled) + 16 + 8 + 8)
 
 
 def guessed_tokens(texts: Sequence[str], most: int = PIXART_TOKENS) -> float:
@@ -392,17 +377,6 @@ def _named(path: pathlib.Path) -> Iterator[None]:
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         size = f"{path.stat().st_size:,} bytes" if path.exists() else "it is gone"
         raise InputError(f"{path} is no whole file of prompts ({size}: {first_line(error)}): {AGAIN}") from None
-
-
-def _null_file(place: pathlib.Path) -> pathlib.Path:
-    return place / "null.safetensors"
-
-
-def _read_null(place: pathlib.Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    with _named(_null_file(place)):
-        return load_file(_null_file(place))
 
 
 def _listed(place: pathlib.Path) -> tuple[tuple[pathlib.Path, ...], np.ndarray, np.ndarray]:

@@ -77,7 +77,7 @@ def test_the_store_gives_what_the_table_gives_draw_for_draw_and_bit_for_bit(plac
         ours.rows(torch.tensor([24]))
 
 
-def test_a_file_holds_the_tokens_that_a_prompt_has_and_its_size_is_known_before(places, tmp_path):
+def test_a_file_holds_the_tokens_that_a_prompt_has(places, tmp_path):
     said, texts = [], list(dict.fromkeys(TEXTS))
     found, text = store(tmp_path, places / "t5", texts, shard=12, say=said.append), encoder(places / "t5")
     tokens = sum(len(text.tokenizer(one.lower().strip()).input_ids) for one in texts)
@@ -86,8 +86,7 @@ def test_a_file_holds_the_tokens_that_a_prompt_has_and_its_size_is_known_before(
     assert len(found.files) == 2
     assert values < size < values + 40 * len(texts) + 1000
     assert size < 0.2 * len(texts) * 120 * text.encoder.config.d_model * 4
-    assert prompts.estimate(text, texts, found.null) == pytest.approx(size, rel=0.1)
-    assert said == ["encoding 23 prompts, about 0.00 GB on the disk"]
+    assert said == ["encoding 23 prompts"]
     assert prompts.guessed_tokens(texts) * len(texts) > tokens
 
 
@@ -258,12 +257,7 @@ def test_other_flaws_are_one_line_too(places, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be made"):
         store(tmp_path / "file", places / "unet")
-    full = shutil._ntuple_diskusage(10, 10, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda _: full)
-        with pytest.raises(InputError, match="GB are free"):
-            store(tmp_path / "full", places / "unet")
-        patch.undo()
         patch.setattr(os, "replace", no_room)
         with pytest.raises(InputError, match=r"cannot be written.*No space left"):
             store(tmp_path / "off", places / "unet")
