@@ -40,10 +40,10 @@ bench: setup  ## measure what a training step costs against the network passes i
 	$(BIN)/python -m dipp_core.training.bench
 
 bench-large: setup  ## true-size steps on the CPU, random weights: 16 GB, about 30 minutes
-	$(BIN)/python -m dipp_core.training.bench_large
+	$(BIN)/python -m dipp_core.training.bench --size full
 
-bench-gpu: setup  ## true-size steps on a GPU, random weights; without a GPU the table says so
-	$(BIN)/python -m dipp_core.training.bench_gpu
+bench-gpu: setup  ## true-size steps on a GPU, random weights
+	$(BIN)/python -m dipp_core.training.bench --size full --device cuda
 
 clean:  ## remove caches and unfinished work; keeps .venv, notebooks and reports
 	rm -rf .work/runs .work/failed .work/sources .work/code .pytest_cache .ruff_cache .mypy_cache dvc_plots reports/scratch ./*.egg-info

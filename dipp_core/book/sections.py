@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from dipp_core.book.full_schema import TwoStages
 from dipp_core.book.section_types import (
     Count,
     Distinct,
@@ -23,6 +22,7 @@ from dipp_core.book.section_types import (
     Share,
     Steps,
 )
+from dipp_core.description import Description
 
 Profiles = Annotated[list[Literal["gpu24", "gpu80", "multi"]], Field(min_length=1)]
 Lists = Literal["own", "coco", "hpsv2", "parti"]
@@ -322,11 +322,11 @@ class MiniatureResults(Section):
     resamples: Resamples
 
 
-class Sd15(TwoStages):
+class Sd15(Description, Section):
     profiles_shown: Profiles
 
 
-class Pixart(TwoStages):
+class Pixart(Description, Section):
     profiles_shown: Profiles
 
 

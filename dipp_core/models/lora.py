@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from dipp_core.files import InputError
 from dipp_core.method.scores import Cond, map_cond
 from dipp_core.models.latent import Denoiser
 
@@ -50,12 +51,12 @@ def find_layers(network: nn.Module, targets: Sequence[str]) -> dict[str, Any]:
         }
         if not some:
             known = ", ".join(TARGETS)
-            raise ValueError(f"no layer of this {type(network).__name__} is called {target!r}; groups are {known}")
+            raise InputError(f"no layer of this {type(network).__name__} is called {target!r}; groups are {known}")
         found |= some
     for path, layer in found.items():
         grouped = getattr(layer, "groups", 1) != 1 or getattr(layer, "padding_mode", "zeros") != "zeros"
         if not isinstance(layer, nn.Linear | nn.Conv2d) or grouped:
-            raise ValueError(f"{path} is a {type(layer).__name__}, not a plain Linear or Conv2d: it takes no adapter")
+            raise InputError(f"{path} is a {type(layer).__name__}, not a plain Linear or Conv2d: it takes no adapter")
     return found
 
 

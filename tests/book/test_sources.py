@@ -160,7 +160,7 @@ def test_the_closure_of_a_real_import_is_what_python_loads(checkout):
     loaded = subprocess.run([sys.executable, "-c", code + show], cwd=checkout, capture_output=True, text=True)
     names = {name.removeprefix(f"{checkout}/") for name in loaded.stdout.splitlines()}
     assert names
-    schemas = {"dipp_core/book/sections.py", "dipp_core/book/full_schema.py"}
+    schemas = {"dipp_core/book/sections.py", "dipp_core/description.py"}
     assert names - schemas == set(sources.imports(code, checkout)) - schemas
 
 

@@ -9,9 +9,10 @@ import shutil
 import pytest
 import torch
 
+from dipp_core import train
 from dipp_core.files import only_one
 from dipp_core.models import miniature
-from dipp_core.training import full_training, preflight
+from dipp_core.training import full, memory
 from dipp_core.worlds import shapes
 
 
@@ -24,6 +25,10 @@ REWARDS = {
     "stuck": lambda images, texts: images.detach().mean((1, 2, 3)),
     "two": lambda images, texts: images.mean((1, 2)),
     "nan": lambda images, texts: images.mean((1, 2, 3)) * float("nan"),
+    "constant": lambda images, texts: 0 * images.mean((1, 2, 3)),
+    "integers": lambda images, texts: images.mean((1, 2, 3)).long(),
+    "contrast": lambda images, texts: images.std((1, 2, 3)),
+    "one_argument": lambda images: images.mean((1, 2, 3)),
 }
 
 
@@ -44,7 +49,7 @@ def done(models, tmp_path_factory):
         for name, reward in REWARDS.items():
             patch.setattr(f"builtins.{name}", reward, raising=False)
         (models / "prompts.txt").write_text("a red circle\na blue cross\n")
-        assert full_training.main(arguments(models, folder)) == 0
+        assert train.main(arguments(models, folder)) == 0
     return folder
 
 
@@ -120,6 +125,12 @@ CASES = {
     "unknown profile": (["profile=gpu7"], None, "profile"),
     "unknown switch": (["switches={ranks: 2}"], None, "did you mean"),
     "switch of another kind": (["switches={batch: many}"], None, "batch"),
+    "batch of none": (["switches={batch: 0}"], None, "at least 1"),
+    "negative micro": (["switches={micro: -1}"], None, "at least 0"),
+    "rank of zero": (["switches={rank: 0}"], None, "at least 1"),
+    "no targets": (["switches={targets: []}"], None, "list of names"),
+    "unknown target": (["switches={targets: [foo]}", "folder"], None, "no layer"),
+    "assistant that does not learn": (["align.ta_steps=0"], None, "ta_steps"),
     "unknown method": (["align.method=ppo"], None, "method"),
     "nothing inside": (["seed.x=1"], None, "nothing inside seed"),
     "no prompts file": (["prompts=nowhere.txt"], None, "nowhere.txt cannot be read"),
@@ -163,13 +174,21 @@ CASES = {
     "reward of two values": (["rewards=[{reward: 'builtins:two'}]", "folder"], None, "one value a picture"),
     "reward without gradient": (["rewards=[{reward: 'builtins:stuck'}]", "folder"], None, "no gradient"),
     "reward that is not finite": (["rewards=[{reward: 'builtins:nan'}]", "folder"], None, "not finite"),
+    "reward that is constant": (["rewards=[{reward: 'builtins:constant'}]", "folder"], None, "no gradient"),
+    "reward of integers": (["rewards=[{reward: 'builtins:integers'}]", "folder"], None, "no gradient"),
+    "reward of one argument": (["rewards=[{reward: 'builtins:one_argument'}]", "folder"], None, "one_argument fails"),
+    "one wrong reward of two": (
+        ["rewards=[{reward: 'builtins:brightness'}, {reward: 'builtins:constant'}]", "folder"],
+        None,
+        "constant gives the pictures no gradient",
+    ),
     "no reward where one is asked": (["rewards=[]"], None, "rewards is empty"),
     "weight that is no number": (["rewards=[{reward: 'builtins:brightness', weight: x}]"], None, "give a number"),
     "tiny decoder without a folder": (["switches={tiny_vae: true}"], None, "tiny_vae"),
     "8-bit Adam without a GPU": (["switches={eight_bit_adam: true}"], None, "eight_bit_adam"),
     "more processes than run": (["switches={processes: 4}"], None, "4 processes"),
     "folder of another strength": (["align.alpha_rew=7"], None, "alpha_rew"),
-    "folder of another reward": (["rewards=[{reward: 'builtins:stuck'}]"], None, "rewards"),
+    "folder of another reward": (["rewards=[{reward: 'builtins:contrast'}]"], None, "rewards"),
     "folder of another length": (["align.steps=1"], None, "steps"),
     "damaged checkpoints": ([], damaged, "damaged"),
 }
@@ -179,17 +198,17 @@ CASES = {
 def place(models, done, tmp_path, monkeypatch):
     for name, reward in REWARDS.items():
         monkeypatch.setattr(f"builtins.{name}", reward, raising=False)
-    monkeypatch.setattr(preflight, "here", lambda folder, device: preflight.Machine("CPU", 2.0**40, 2.0**40))
+    monkeypatch.setattr(memory, "here", lambda folder, device: memory.Machine("CPU", 2.0**40, 2.0**40))
     return Place(tmp_path, models, done)
 
 
 def test_a_full_gpu_is_one_line(place, capsys, monkeypatch):
-    def full(*_, **__):
+    def too_much(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
 
-    monkeypatch.setattr(full_training, "teach", full)
+    monkeypatch.setattr(full, "teach", too_much)
     before = place.content()
-    assert "switches.micro = 1" in told(capsys, full_training.main(arguments(place.models, place.run)))
+    assert "switches.micro = 1" in told(capsys, train.main(arguments(place.models, place.run)))
     assert place.content() == before
 
 
@@ -213,7 +232,7 @@ def test_a_flaw_is_one_line_and_nothing_is_lost(place, capsys, flaw):
     if damage:
         damage(place)
     before, changes = place.content(), [change.replace("{models}", str(place.models)) for change in changes]
-    code = full_training.main(arguments(place.models, folder, *(one for one in changes if one != "folder")))
+    code = train.main(arguments(place.models, folder, *(one for one in changes if one != "folder")))
     assert says in told(capsys, code)
     assert place.content() == before
 
@@ -226,31 +245,31 @@ def test_there_are_thirty_at_least():
     ("stage", "says"), [("30_sd51", "did you mean"), ("23_alignment", "no training at full scale"), ("", "section")]
 )
 def test_a_stage_that_is_none_is_one_line(capsys, stage, says):
-    assert says in told(capsys, full_training.main([stage]))
+    assert says in told(capsys, train.main([stage]))
 
 
 def test_a_gpu_that_is_not_there_is_one_line(place, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    assert "no GPU" in told(capsys, full_training.main(arguments(place.models, place.run, "device=cuda")))
+    assert "no GPU" in told(capsys, train.main(arguments(place.models, place.run, "device=cuda")))
 
 
 def test_a_second_run_in_one_folder_is_refused(place, capsys):
     with only_one(place.run / "distil/lock", "a run"):
-        line = told(capsys, full_training.main(arguments(place.models, place.run)))
+        line = told(capsys, train.main(arguments(place.models, place.run)))
     assert "is already running" in line
 
 
 @pytest.mark.parametrize(("what", "says"), [("memory", "has 0.1 GiB"), ("disk", "of disk")])
 def test_a_machine_too_small_stops_before_anything_is_loaded(place, capsys, monkeypatch, what, says):
     sizes = {"memory": 2.0**40, "disk": 2.0**40} | {what: 0.1 * 2**30 if what == "memory" else 1000.0}
-    monkeypatch.setattr(preflight, "here", lambda folder, device: preflight.Machine("CPU", **sizes))
-    assert says in told(capsys, full_training.main(arguments(place.models, place.root / "new")))
+    monkeypatch.setattr(memory, "here", lambda folder, device: memory.Machine("CPU", **sizes))
+    assert says in told(capsys, train.main(arguments(place.models, place.root / "new")))
     assert not (place.root / "new" / "distil").exists()
 
 
 def test_without_a_network_a_fetch_is_one_line(place, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     reference = "reference=stable-diffusion-v1-5/stable-diffusion-v1-5"
-    line = told(capsys, full_training.main(arguments(place.models, place.run, reference, "fetch=true")))
+    line = told(capsys, train.main(arguments(place.models, place.run, reference, "fetch=true")))
     assert "cannot be fetched" in line

@@ -1,25 +1,24 @@
 """What the bench calls needed is what a step does: every forward and backward pass, its batch, and what it is for."""
 
 import contextlib
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from dipp_core.models import miniature
-from dipp_core.training import bench
-from dipp_core.training.bench import NEEDED, Pass
+from dipp_core.models import folders, miniature
+from dipp_core.training import bench, memory
+from dipp_core.training.bench import NEEDED, Case, Pass
+from dipp_core.worlds import shapes
 
 BATCH = 3
-PASSES = sorted({one for needed in NEEDED.values() for one in needed} | {bench.HALF})
+PASSES = sorted({one for needed in NEEDED.values() for one in needed})
 
 
 @pytest.fixture(scope="module", params=miniature.KINDS)
 def roles(request):
-    return bench.new_roles(request.param, "tiny")
+    return bench.small_roles(request.param, "tiny")
 
 
 @contextlib.contextmanager
@@ -56,7 +55,7 @@ def watched(roles):
 
 @pytest.mark.parametrize("method", NEEDED)
 def test_a_step_does_what_it_needs_and_nothing_else(roles, method):
-    step = bench.one_step(roles, method, BATCH)
+    step = bench.small_step(roles, method, BATCH)
     for _ in range(2):
         with watched(roles) as seen:
             step()
@@ -74,7 +73,7 @@ def test_a_pass_is_what_its_name_says(roles, one):
 def test_no_gradient_flows_through_assistant_or_reference(roles, method):
     """Where the generator is moved; the assistant's own step is the pass that comes before it."""
     with watched(roles) as seen:
-        bench.one_step(roles, method, BATCH)()
+        bench.small_step(roles, method, BATCH)()
     moved = seen[seen.index(Pass("ta", "update")) :]
     assert {one.work for one in moved if one.role in ("ta", "ref")} == {"update", "forward"}
     assert Counter(one.role for one in moved) == Counter(gen=2, ta=2, ref=1, judge=method == "dipp")
@@ -89,55 +88,80 @@ def test_guidance_is_one_call_of_twice_the_batch(roles):
 def test_neither_steps_nor_passes_move_a_weight(roles):
     """So that all that is timed is timed on the same networks."""
     before = {name: [p.clone() for p in network.parameters()] for name, network in roles.networks().items()}
-    found = bench.measure(roles, batch=BATCH, rounds=2)
-    kinds = {method: {bench.STEP, *needed} for method, needed in NEEDED.items()}
-    kinds["guidance"] = {bench.ONE_CALL, bench.HALF}
-    assert {name: [set(turn) for turn in turns] for name, turns in found.items()} == {
-        k: [v] * 2 for k, v in kinds.items()
-    }
-    assert all(value > 0 for turns in found.values() for turn in turns for value in turn.values())
+    rows = bench.measure_small(roles, batch=BATCH, rounds=1)
+    assert [row["method"] for row in rows] == list(NEEDED)
+    assert all(row["ms"] > 0 and row["over"] > 0 for row in rows)
     for name, network in roles.networks().items():
         assert all(torch.equal(a, b) for a, b in zip(before[name], network.parameters(), strict=True))
 
 
-def test_ratios_are_those_of_a_round_and_their_median():
-    one, other = NEEDED["reward_only"][:2]
-    steps = [{bench.STEP: a, one: b, other: c} for a, b, c in ((3.3, 1, 2), (30, 10, 10), (12, 6, 6))]
-    assert bench.step_over_passes(steps) == pytest.approx(1.1)
-    calls = [{bench.ONE_CALL: a, bench.HALF: b} for a, b in ((1, 1), (18, 10), (12, 6))]
-    assert bench.one_call_over_two(calls) == pytest.approx(0.9)
-    assert bench.milliseconds(steps + calls, one) == 6000
+# ------------------------------------------------------------------------------------------------------------ true size
 
 
-def test_the_bench_sets_the_threads_on_purpose_and_says_so(monkeypatch, capsys):
-    asked = []
-    monkeypatch.setattr(bench.config, "read", lambda: {"threads": 7})
-    monkeypatch.setattr(bench.torch, "set_num_threads", asked.append)
-    monkeypatch.setattr(bench.torch, "get_num_threads", lambda: asked[-1])
-    monkeypatch.setattr(bench, "keep_memory", lambda: None)
-    for name, value in {"SIZE": "tiny", "BATCH": 2, "ROUNDS": 1}.items():
-        monkeypatch.setattr(bench, name, value)
-    bench.main()
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root, words = tmp_path_factory.mktemp("models"), shapes.vocabulary()
+    return {kind: miniature.build(root / kind, kind, words=words, size="tiny") for kind in miniature.KINDS}
+
+
+@pytest.fixture
+def judge(monkeypatch):
+    monkeypatch.setattr("builtins.brightness", lambda images, texts: images.square().mean((1, 2, 3)), raising=False)
+
+
+def case(folder, **changes):
+    return Case(**({"reference": str(folder), "reward": "builtins:brightness", "switches": {"rank": 4}} | changes))
+
+
+def test_a_switch_changes_what_is_built(places, judge):
+    switches = {"roles": "full", "tiny_vae": True, "dtype": "bfloat16"}
+    roles = bench.large_roles(case(places["unet"], switches=switches))
+    assert type(roles.world.vae).__name__ == "AutoencoderTiny"
+    assert {p.dtype for p in roles.world.denoiser.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in roles.gen.parameters()} == {torch.float32}
+
+
+def test_the_cases_are_of_public_models_with_known_switches():
+    for device in ("cpu", "cuda"):
+        for one in bench.cases(device).values():
+            assert one.reference in folders.PUBLIC
+            assert isinstance(one.turned, memory.Switches)
+
+
+@pytest.mark.parametrize("method", ["dipp", "distar_in"])
+@pytest.mark.parametrize("kind", miniature.KINDS)
+def test_a_step_reaches_every_tensor_that_learns(places, judge, kind, method):
+    found = bench.measure_large(case(places[kind], method=method))
+    assert found["tensors"] == found["finite"] == found["not_zero"] > 0
+    assert found["seconds"] > 0
+    assert found["peak_gib"] > 0.1
+    assert found["estimate_gib"] > 0
+
+
+def test_tensors_without_a_finite_gradient_are_counted_out():
+    one, seen = [torch.nn.Parameter(torch.ones(2)) for _ in range(4)], {}
+    optimizer = torch.optim.SGD(one, lr=0.0)
+    bench.look_at_gradients(optimizer, seen)
+    one[0].grad, one[1].grad, one[2].grad = torch.ones(2), torch.zeros(2), torch.tensor([1.0, torch.nan])
+    optimizer.step()
+    assert seen == {"tensors": 4, "finite": 2, "not_zero": 2}
+
+
+def test_a_process_of_its_own_measures_or_says_in_a_line_why_not(places, monkeypatch):
+    reward = "torch:mean"  # fails: it takes other arguments
+    assert "\n" not in bench.alone(case(places["unet"], reward=reward))["failed"]
+    monkeypatch.setattr(memory, "here", lambda folder, device: memory.Machine("CPU", 1000.0, 1e12))
+    assert "GiB are free" in bench.alone(case(places["unet"]))["failed"]
+
+
+def test_the_command_prints_a_table_and_keeps_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "BATCH", 2)
+    assert bench.main(["--size", "tiny", "--rounds", "1", "--out", str(tmp_path / "table.csv")]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("batch 2, 1 rounds, 7 threads of ")
-    for name in (*miniature.KINDS, *NEEDED, *map(str, PASSES)):
-        assert printed.count(f"\n{name} ") >= len(miniature.KINDS) - (name in miniature.KINDS)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the C library is another")
-def test_memory_that_is_kept_is_not_handed_out_page_by_page_again():
-    code = """
-import resource, torch
-from dipp_core.training import bench
-bench.keep_memory()
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    parts = [torch.ones(2**20) for _ in range(25)]
-    del parts
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print(faults(), faults())
-"""
-    first, again = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert int(again) < 0.05 * int(first)
+    assert all(printed.count(f"\n{method} ") == 2 for method in NEEDED)
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 1 + 2 * len(NEEDED)
+    monkeypatch.setattr(bench, "alone", lambda case: {"seconds": 2.0})
+    assert bench.main(["--size", "full", "--only", "sd15.dipp"]) == 0
+    assert capsys.readouterr().out == "sd15.dipp: seconds 2\n"
+    assert bench.main(["--size", "full", "--only", "sd15.dip"]) == 2
+    assert "no case 'sd15.dip': sd15.dipp, " in capsys.readouterr().err

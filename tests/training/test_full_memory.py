@@ -11,8 +11,8 @@ from dipp_core.files import InputError
 from dipp_core.method.staged import frozen
 from dipp_core.models import folders, lora, miniature
 from dipp_core.models.lora import Adapted, SharedBase
-from dipp_core.training import footprint, preflight
-from dipp_core.training.preflight import GIB, PROFILES, Machine, Switches, Task
+from dipp_core.training import memory
+from dipp_core.training.memory import GIB, PROFILES, Machine, Switches, Task
 from dipp_core.worlds import shapes
 
 SD15, PIXART, SDXL = folders.PUBLIC
@@ -30,37 +30,36 @@ def test_counting_on_shapes_is_counting_on_real_tensors(places, kind, checkpoint
     """The same passes with numbers in them, on a CPU, whose own fused attention is counted there."""
     found = folders.describe(places[kind])
     switches = Switches(rank=4, dtype="float32", checkpoint_denoiser=checkpointing)
-    ghosts = preflight._ghosts(found, switches)
+    found_shapes = memory.shapes_of(found["denoiser"], switches)
     world = folders.load(places[kind])
     base = SharedBase(world.denoiser)
     role = Adapted(base, rank=4)
     if checkpointing:
         base.recompute()
         lora.recompute_vae(world.vae)
-    assert footprint.count(world.denoiser) == footprint.count(ghosts.world.denoiser)
-    assert footprint.count(role) == footprint.count(ghosts.gen)
+    assert memory.count(world.denoiser) == memory.count(found_shapes.world.denoiser)
+    assert memory.count(role) == memory.count(found_shapes.gen)
     prompts = world.prompts(["a red circle"])
     batch = 16
     z, t, cond = torch.randn(batch, *world.z_shape), torch.full((batch,), 0.5), prompts.rows(torch.zeros(batch).long())
-    length = ghosts.cond_shape["tokens"][0]
+    length = found_shapes.cond["tokens"][0]
     cond = {
         name: leaf[:, :1].expand(-1, length, *leaf.shape[2:]).clone() for name, leaf in cond.items() if leaf.ndim > 1
     }
-    with footprint.LiveBytes() as live:
+    with memory.LiveBytes() as live:
         out = role(z, t, cond)
         kept = live.now
         out.sum().backward()
-    assert (kept, live.most) == pytest.approx(footprint.learning_pass(ghosts, batch), rel=0.1)
-    with footprint.LiveBytes() as live, frozen(list(role.parameters())):
+    assert (kept, live.most) == pytest.approx(memory.learning_pass(found_shapes, batch), rel=0.1)
+    with memory.LiveBytes() as live, frozen(list(role.parameters())):
         xt = z.clone().requires_grad_()
         torch.autograd.grad(role(xt, t, cond).sum() + world.denoiser(xt, t, cond).sum(), xt)
-    assert live.most == pytest.approx(footprint.divergence_pass(ghosts, batch, star=True, guided=False), rel=0.1)
-    with footprint.LiveBytes() as live:
+    assert live.most == pytest.approx(memory.divergence_pass(found_shapes, batch, star=True, guided=False), rel=0.1)
+    with memory.LiveBytes() as live:
         images = world.decode(z.clone().requires_grad_())
         kept = live.now
         images.sum().backward()
-    how = {"dtype": "float32", "checkpointing": checkpointing}
-    counted = footprint.picture_pass(json.dumps(found["vae"]), (batch, *world.z_shape), **how)
+    counted = memory.picture_pass(json.dumps(found["vae"]), (batch, *world.z_shape), torch.float32, checkpointing)
     assert (kept, live.most) == pytest.approx(counted, rel=0.1)
 
 
@@ -68,7 +67,7 @@ def test_published_sizes():
     """Parameters in millions, as the model cards and papers have them."""
     sizes = {source: folders.describe(source) for source in (SD15, PIXART, SDXL)}
     millions = {
-        (source[:13], name): footprint.count(folders.on_meta(description)) / 1e6
+        (source[:13], name): memory.count(folders.on_meta(description)) / 1e6
         for source, found in sizes.items()
         for name, description in found.items()
     }
@@ -94,7 +93,7 @@ def test_a_table_before_anything_is_loaded(monkeypatch):
     monkeypatch.setattr(nn.Module, "load_state_dict", None)
     said = []
     machine = Machine("GPU", 23.5 * GIB, 200 * GIB)
-    parts = preflight.check(Task(reference=SD15), PROFILES["gpu24"], machine, said.append)
+    parts = memory.check(Task(reference=SD15), PROFILES["gpu24"], machine, said.append)
     lines = "\n".join(said)
     for words in (
         "reference, frozen",
@@ -105,8 +104,8 @@ def test_a_table_before_anything_is_loaded(monkeypatch):
         "this machine has",
     ):
         assert words in lines
-    memory, disk = preflight.needed(parts)
-    assert 5 * GIB < memory < 22 * GIB
+    size, disk = memory.needed(parts)
+    assert 5 * GIB < size < 22 * GIB
     exported = 2 * (859.5e6 + 83.7e6 + 123.1e6) * 4  # the new pipeline, beside the one it takes the place of
     assert 4 * GIB < disk - exported < 12 * GIB
     named = {part.name: part for part in parts}
@@ -117,9 +116,9 @@ def test_a_table_before_anything_is_loaded(monkeypatch):
 def test_prompts_are_on_the_disk_and_counted_there(places):
     """Of PixArt's only the tokens they have, of Stable Diffusion's all; SDXL's with a vector for the whole prompt."""
     for source, values in ((SD15, 77 * 768), (PIXART, 20 * 4096), (SDXL, 77 * 2048 + 1280)):
-        assert preflight._ghosts(folders.describe(source), Switches(rank=1)).prompt_values(20.0) == values
+        assert memory.shapes_of(folders.describe(source)["denoiser"], Switches(rank=1)).prompt_values(20.0) == values
     task = Task(reference=str(places["dit"]), prompts=10**6, prompt_tokens=9.0)
-    parts = {part.name: part for part in preflight.estimate(task, Switches(rank=2, batch=1), "GPU")}
+    parts = {part.name: part for part in memory.estimate(task, Switches(rank=2, batch=1), "GPU")}
     prompts = parts["1,000,000 prompts, encoded"]
     assert prompts.memory == 0
     assert prompts.disk == 10**6 * (9 * 16 * 2 + 32)
@@ -130,18 +129,18 @@ def test_switches_do_what_they_are_for(places):
     off = {f"checkpoint_{name}": False for name in ("denoiser", "vae", "reward")}
     dear = Switches(roles="full", dtype="float32", batch=4, rank=2, **off)
     task = Task(reference=str(places["unet"]), star=True, prompts=2)
-    before = preflight.needed(preflight.estimate(task, dear, "CPU"))[0]
-    for change in preflight.CURES[:-1]:  # the tiny decoder is larger than the miniature's own
-        parts = preflight.estimate(task, dataclasses.replace(dear, **change), "CPU")
+    before = memory.needed(memory.estimate(task, dear, "CPU"))[0]
+    for change in memory.CURES[:-1]:  # the tiny decoder is larger than the miniature's own
+        parts = memory.estimate(task, dataclasses.replace(dear, **change), "CPU")
         stage = next(part for part in parts if part.name.startswith("activations"))
         lower = sum(part.memory for part in parts if not part.before) < before or "reward" not in stage.name
         assert lower, change
-    again = preflight.estimate(dataclasses.replace(task, own_start=True), dataclasses.replace(dear, processes=2), "CPU")
+    again = memory.estimate(dataclasses.replace(task, own_start=True), dataclasses.replace(dear, processes=2), "CPU")
     assert {"start of the generator", "gradients in exchange"} <= {part.name for part in again}
 
 
 def needs(task, switches, kind="GPU"):
-    return preflight.needed(preflight.estimate(task, switches, kind))[0]
+    return memory.needed(memory.estimate(task, switches, kind))[0]
 
 
 def test_one_line_names_the_switch_that_makes_it_fit(places):
@@ -151,8 +150,8 @@ def test_one_line_names_the_switch_that_makes_it_fit(places):
     kept = needs(task, dataclasses.replace(dear, roles="lora"))
     both = needs(task, dataclasses.replace(dear, dtype="bfloat16", roles="lora"))
     for room, words in ((kept, "roles = lora fits"), (both, "dtype = bfloat16 with roles = lora fits")):
-        with pytest.raises(preflight.PreflightError, match=words) as caught:
-            preflight.check(task, dear, Machine("GPU", room, 1e12), [].append)
+        with pytest.raises(InputError, match=words) as caught:
+            memory.check(task, dear, Machine("GPU", room, 1e12), [].append)
         assert "\n" not in str(caught.value)
 
 
@@ -161,44 +160,23 @@ def test_one_line_names_the_switch_that_makes_it_fit(places):
     [(0.1 * GIB, 1e12, "no switch makes it fit"), (1e12, 1e4, "GiB of disk")],
 )
 def test_what_nothing_cures_is_one_line_too(places, memory, disk, words):
-    with pytest.raises(preflight.PreflightError, match=words) as caught:
-        preflight.check(Task(reference=str(places["dit"])), PROFILES["cpu"], Machine("GPU", memory, disk), [].append)
+    with pytest.raises(InputError, match=words) as caught:
+        memory.check(Task(reference=str(places["dit"])), PROFILES["cpu"], Machine("GPU", memory, disk), [].append)
     assert "\n" not in str(caught.value)
 
 
 def test_this_machine_has_memory_and_a_disk(tmp_path):
-    found = preflight.here(tmp_path / "not" / "yet", "cpu")
+    found = memory.here(tmp_path / "not" / "yet", "cpu")
     assert found.kind in ("CPU", "GPU")
     assert found.memory > GIB / 2
     assert found.disk > 0
 
 
-@pytest.mark.parametrize(
-    ("source", "words"),
-    [
-        ("nowhere/at-all", "no hub id with a commit"),
-        ("some folder", "no such folder"),
-        (f"someone/model@{'0' * 40}", "is not here"),
-    ],
-)
-def test_a_model_that_is_not_here_is_one_line(source, words):
-    with pytest.raises(InputError, match=words) as caught:
-        folders.describe(source)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("source", folders.PUBLIC)
-def test_what_is_missing_comes_with_its_size_and_the_command_that_fetches_it(source, monkeypatch):
-    import huggingface_hub
-
-    def unreachable(*_, **__):
-        raise ConnectionError("no route to the hub\nand a second line")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
-    for fetch, words in ((False, "is not here"), (True, "cannot be fetched")):
-        with pytest.raises(InputError, match=words) as caught:
-            folders.locate(source, fetch=fetch)
-        line = str(caught.value)
-        assert "\n" not in line
-        assert folders.PUBLIC[source].size in line
-        assert f"huggingface-cli download {source} --revision {folders.PUBLIC[source].revision}" in line
+def test_a_batch_of_any_size_is_told_at_once(places):
+    """Up to eight rows are counted, larger batches lie on a line through them, within 5% of what counting gives."""
+    shapes_, pictures = memory.shapes_of(folders.describe(places["unet"])["denoiser"], Switches(rank=2)), []
+    counted = memory.learning_pass(shapes_, 16)[1]
+    assert memory.by_batch(lambda rows: memory.learning_pass(shapes_, rows)[1], 16) == pytest.approx(counted, rel=0.05)
+    huge = memory.by_batch(lambda rows: pictures.append(rows) or rows, 10**8)
+    assert huge == 10**8
+    assert max(pictures) == memory.COUNTED

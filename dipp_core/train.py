@@ -1,0 +1,68 @@
+"""Train at full scale, in one process or in many; STAGE is a notebook whose section of params.yaml describes the run:
+
+    .venv/bin/python -m dipp_core.train 30_sd15 --set scale=full
+    .venv/bin/accelerate launch --multi_gpu --num_processes 8 -m dipp_core.train 30_sd15 \\
+        --set scale=full --set profile=multi
+
+Killed at any moment and started again, it goes on from the last checkpoint.
+"""
+
+import argparse
+import sys
+from typing import Any
+
+import torch
+
+from dipp_core.book import config
+from dipp_core.description import Description
+from dipp_core.files import InputError, root
+from dipp_core.training import full
+from dipp_core.training.run import Stopped
+from dipp_core.training.student import find_group
+
+# what is wrong in a way that a reader can cure, in one line; anything else is a mistake of this code, and shown whole
+KNOWN = (InputError, Stopped)
+
+
+def section_of(stage: str, pairs: list[str]) -> Description:
+    """The section of a notebook; pairs "key=value" win over it, and reach into it as "align.steps=10"."""
+    changes = config.read_pairs(pairs)
+    plain = {key: value for key, value in changes.items() if "." not in key}
+    whole: dict[str, Any] = config.section(stage, plain).model_dump()
+    for key in changes.keys() - plain.keys():
+        outer, _, inner = key.partition(".")
+        if not isinstance(whole.get(outer), dict):
+            raise InputError(f"--set {key}: there is nothing inside {outer}")
+        whole[outer] |= {inner: changes[key]}
+    described = config.section(stage, whole)
+    if not isinstance(described, Description):
+        raise InputError(f"{stage} is no training at full scale")
+    return described
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; whatever is wrong is one line, and the exit code 2."""
+    parser = argparse.ArgumentParser(prog="python -m dipp_core.train", description="Distil, then align.")
+    parser.add_argument("stage", help="the notebook whose section describes the run, say 30_sd15")
+    parser.add_argument("--set", action="append", default=[], metavar="key=value", help="change a value of the section")
+    parser.add_argument("--folder", help="where checkpoints, curves and the pipeline go; default: .work/full/STAGE/run")
+    given = parser.parse_args(arguments)
+    try:
+        described = section_of(given.stage, given.set)
+        group = find_group(full.find_device(described.device))
+        say = print if group.share[0] == 0 else lambda line: None
+        folder = given.folder or root() / ".work" / "full" / given.stage / "run"
+        say(f"{full.train(described, folder, group=group, say=say)}: the pipeline")
+    except KNOWN as error:
+        print(error, file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:
+        cure = "set switches.micro = 1 and start again, which goes on from the last checkpoint"
+        print(f"the GPU's memory is full, more than was estimated: {cure}", file=sys.stderr)
+        return 2
+    group.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,483 @@
+"""What a run at full scale takes of memory and disk, part by part, told before anything is loaded.
+
+    check(Task(reference="PixArt-alpha/PixArt-XL-2-512x512"), PROFILES["gpu24"], here(".", "cuda"))
+
+prints a table and stops with one line where the run cannot fit, naming the switch that makes it fit. Networks are
+counted from their descriptions. Activations are counted by running every pass of a step on torch's meta device, where
+tensors have shapes and no content, and adding up the storages alive at once: what is kept for the backward pass, what
+checkpointing drops and computes again, what a dtype costs. Attention counts as one fused operation that keeps queries,
+keys, values and result, as on CPUs and GPUs alike; a reward by a formula, 16 values of its width for every layer and
+token, calibrated on ImageReward (447 M, 0.5 GiB a picture beside its weights) and HPSv2 (986 M, 0.7 GiB) in float32.
+
+Beside those the rule is: learning weights, their average and Adam's state in float32; the frozen rest in the dtype of
+the run, rewards in float32; prompts are encoded before training, so that the text encoder is never in memory together
+with the trainer; and OVERHEAD.
+"""
+
+import contextlib
+import copy
+import difflib
+import functools
+import importlib.util
+import json
+import pathlib
+import shutil
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dipp_core.files import InputError
+from dipp_core.method.generator import trainable_copy
+from dipp_core.method.staged import frozen
+from dipp_core.models import folders, lora
+from dipp_core.models.latent import Denoiser, LatentDiffusion
+from dipp_core.models.lora import Adapted, SharedBase
+from dipp_core.models.prompts import PIXART_TOKENS
+
+GIB = 2**30
+BYTES = {"float32": 4, "bfloat16": 2}
+CHOICES = {"roles": ("lora", "full"), "dtype": tuple(BYTES)}
+# what the libraries take, and shares of activations and of the rest for fragments; of a CPU as `make bench-large` found
+OVERHEAD = {"GPU": (0.8 * GIB, 0.10, 0.0), "CPU": (0.6 * GIB, 0.20, 0.20)}
+KEPT = 5  # checkpoints at once: two of the first stage; two of the second, and the one being written
+COUNTED = 8  # rows up to which activations are counted; those of larger batches lie on a line
+
+
+# ------------------------------------------------------------------------------------------------------------ switches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Switches:
+    """What decides how much memory a run takes.
+
+    roles: "lora", adapters on one base, or "full", networks of their own that learn in float32. dtype: of all that is
+    frozen. batch: of one process. micro: rows of it computed at a time, 0 is all; it costs a forward pass more.
+    checkpoint_*: gradient checkpointing. tiny_vae: the reward's decoder. eight_bit_adam: needs bitsandbytes and a GPU.
+    """
+
+    roles: str = "lora"
+    rank: int = 64
+    targets: tuple[str, ...] = ("attention",)
+    dtype: str = "bfloat16"
+    batch: int = 4
+    micro: int = 0
+    checkpoint_denoiser: bool = True
+    checkpoint_vae: bool = True
+    checkpoint_reward: bool = True
+    tiny_vae: bool = False
+    eight_bit_adam: bool = False
+    processes: int = 1
+
+
+PROFILES = {
+    "gpu24": Switches(),
+    "gpu80": Switches(roles="full", batch=8),
+    "multi": Switches(roles="full", batch=8, processes=8),
+    "cpu": Switches(dtype="float32", batch=1),
+}
+# what to try where a run does not fit, the least harmful first
+CURES: tuple[dict[str, Any], ...] = (
+    {"checkpoint_denoiser": True},
+    {"checkpoint_vae": True},
+    {"checkpoint_reward": True},
+    {"micro": 1},
+    {"eight_bit_adam": True},
+    {"dtype": "bfloat16"},
+    {"roles": "lora"},
+    {"tiny_vae": True},
+)
+
+
+def switched(profile: str, changes: Mapping[str, Any]) -> Switches:
+    """A profile with some switches turned otherwise."""
+    found: Any = PROFILES[profile]
+    known = [field.name for field in fields(Switches)]
+    for name, value in changes.items():
+        if name not in known:
+            close = "".join(f"; did you mean '{one}'?" for one in difflib.get_close_matches(name, known, n=1))
+            raise InputError(f"unknown switch {name!r}: {', '.join(known)}{close}")
+        before, value = getattr(found, name), tuple(value) if isinstance(value, list) else value
+        if type(value) is not type(before) or value not in CHOICES.get(name, (value,)):
+            wanted = " or ".join(CHOICES[name]) if name in CHOICES else f"like {before!r}"
+            raise InputError(f"the switch {name} is {wanted}, not {value!r}")
+        if type(value) is int and value < (0 if name == "micro" else 1):
+            raise InputError(f"the switch {name} is at least {0 if name == 'micro' else 1}, not {value}")
+        if name == "targets" and not (value and all(isinstance(one, str) for one in value)):
+            raise InputError(f"the switch targets is a list of names of layers, not {list(value)!r}")
+        found = replace(found, **{name: value})
+    return found
+
+
+# ------------------------------------------------------------------------------------------------- counting activations
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of storages made within it that are alive (`now`), and the most there were (`most`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive: dict[int, tuple[int, Any]] = {}
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        for tensor in _tensors((*args, *(kwargs or {}).values())):
+            self._note(tensor.untyped_storage(), made=False)
+        found = operation(*args, **(kwargs or {}))
+        for tensor in _tensors((found,)):
+            self._note(tensor.untyped_storage(), made=True)
+        return found
+
+    def _note(self, storage: torch.UntypedStorage, *, made: bool) -> None:
+        key = storage._cdata
+        if key in self.alive:
+            return
+        size = storage.nbytes() if made else 0  # one that comes as an input first was made elsewhere
+        self.alive[key] = size, weakref.ref(storage, lambda _: self._gone(key))
+        self.now += size
+        self.most = max(self.most, self.now)
+
+    def _gone(self, key: int) -> None:
+        self.now -= self.alive.pop(key)[0]
+
+
+def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+    """The tensors among arguments or results of an operation: themselves, or in lists."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+class _Attention(torch.autograd.Function):
+    """What fused attention keeps."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> Any:
+        return tuple(torch.empty_like(tensor) for tensor in ctx.saved_tensors[:3])
+
+
+@contextlib.contextmanager
+def fused_attention() -> Iterator[None]:
+    """On the meta device torch would spell attention out, with its square matrices, which no real device keeps."""
+
+    def attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        return _Attention.apply(query, key, value)
+
+    with torch.library._scoped_library("aten", "IMPL") as library:  # for tensors on the meta device alone
+        library.impl("scaled_dot_product_attention", attention, "AutogradMeta")
+        yield
+
+
+@dataclass(frozen=True, eq=False)
+class Shapes:
+    """Reference, generator and assistant on the meta device, and the shapes of one prompt's leaves."""
+
+    world: LatentDiffusion
+    gen: nn.Module
+    ta: nn.Module
+    cond: dict[str, tuple[int, ...]]
+
+    def inputs(self, rows: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """A batch (xt, t, cond)."""
+        cond = {name: _new(rows, *shape) for name, shape in self.cond.items()}
+        return _new(rows, *self.world.z_shape), _new(rows), cond
+
+    def prompt_values(self, tokens: float) -> float:
+        """Numbers kept of a prompt of so many tokens: of these where a mask hides the padding, else of all."""
+        (length, width), pooled = self.cond["tokens"], sum(self.cond.get("pooled", (0,)))
+        return (min(length, tokens) if "mask" in self.cond else length) * width + pooled
+
+
+def _new(*shape: int) -> Tensor:
+    return torch.empty(*shape, device="meta")
+
+
+def count(network: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def cond_shapes(denoiser: Denoiser) -> dict[str, tuple[int, ...]]:
+    """Shapes of one prompt's leaves: CLIP's 77 tokens or T5's 120, their mask, SDXL's vector of the whole prompt."""
+    config: Any = denoiser.network.config
+    if denoiser.is_transformer:
+        return {"tokens": (PIXART_TOKENS, config.caption_channels), "mask": (PIXART_TOKENS,)}
+    shapes: dict[str, tuple[int, ...]] = {"tokens": (77, config.cross_attention_dim)}
+    if denoiser.is_sdxl:
+        shapes["pooled"] = (config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim,)
+    return shapes
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes(
+    description: str, roles: str, rank: int, targets: tuple[str, ...], dtype: torch.dtype, recompute: bool
+) -> Shapes:
+    """description: of the denoiser, JSON."""
+    schedule: Any = SimpleNamespace(index_of_time=lambda t: t)
+    denoiser = Denoiser(folders.on_meta(json.loads(description), dtype), schedule, latent_scale=8)
+    gen: nn.Module
+    if roles == "lora":
+        base = SharedBase(denoiser, targets=targets)
+        if recompute:
+            base.recompute()
+        gen = Adapted(base, rank=rank)
+        ta: nn.Module = copy.deepcopy(gen)
+    else:
+        if recompute:
+            lora.recompute_denoiser(denoiser)
+        gen, ta = trainable_copy(denoiser).float(), trainable_copy(denoiser).float()
+    return Shapes(LatentDiffusion(denoiser, "eps"), gen, ta, cond_shapes(denoiser))
+
+
+def shapes_of(description: Mapping[str, Any], switches: Switches) -> Shapes:
+    """The roles of a run with these switches; description: of the denoiser."""
+    dtype = getattr(torch, switches.dtype)
+    how = (switches.roles, switches.rank, switches.targets, dtype, switches.checkpoint_denoiser)
+    return _shapes(json.dumps(description), *how)
+
+
+@functools.lru_cache(maxsize=64)
+def learning_pass(shapes: Shapes, batch: int) -> tuple[int, int]:
+    """(kept between the passes, most) of a role that learns: forward and backward to its parameters."""
+    with LiveBytes() as live, fused_attention():
+        out = shapes.gen(*shapes.inputs(batch))
+        kept = live.now
+        out.sum().backward()
+    shapes.gen.zero_grad(set_to_none=True)
+    return kept, live.most
+
+
+@functools.lru_cache(maxsize=64)
+def divergence_pass(shapes: Shapes, batch: int, *, star: bool, guided: bool) -> int:
+    """Most of comparing assistant and reference: without gradient in DI++, with one to xt in DI* (`star`)."""
+    with LiveBytes() as live, fused_attention(), frozen(list(shapes.ta.parameters())), torch.set_grad_enabled(star):
+        xt, t, cond = shapes.inputs(batch)
+        xt.requires_grad_(star)
+        times = 2 if guided else 1
+        _, both_t, both_cond = shapes.inputs(times * batch)
+        value = shapes.ta(xt, t, cond).sum() + shapes.world.denoiser(torch.cat([xt] * times), both_t, both_cond).sum()
+        if star:
+            torch.autograd.grad(value, xt)
+    return live.most
+
+
+@functools.lru_cache(maxsize=64)
+def picture_pass(description: str, latents: tuple[int, ...], dtype: torch.dtype, recompute: bool) -> tuple[int, int]:
+    """(kept between the passes, most) of decoding latents (B, C, h, w) and going back to them; description: JSON."""
+    vae = folders.on_meta(json.loads(description), dtype)
+    if recompute:
+        lora.recompute_vae(vae)
+    with LiveBytes() as live, fused_attention():
+        nothing: Any = None
+        images = LatentDiffusion(nothing, "eps", vae=vae).decode(_new(*latents).requires_grad_())
+        kept = live.now
+        images.sum().backward()
+    return kept, live.most
+
+
+def by_batch(counted: Callable[[int], int], batch: int) -> int:
+    """What is counted of a batch; beyond COUNTED rows on a line, so that no batch takes long to count."""
+    if batch <= COUNTED:
+        return counted(batch)
+    half, whole = counted(COUNTED // 2), counted(COUNTED)
+    return whole + (whole - half) * (batch - COUNTED) // (COUNTED - COUNTED // 2)
+
+
+@dataclass(frozen=True)
+class Tower:
+    """A reward's network as far as memory goes: parameters; width, layers and tokens of what looks at a picture."""
+
+    parameters: int
+    width: int
+    layers: int
+    tokens: int
+
+    def activations(self, batch: int, *, checkpointing: bool) -> int:
+        """Bytes kept for the backward pass, in float32; with checkpointing the inputs of layers and one layer."""
+        layer = 16 * self.width * self.tokens * 4
+        return batch * (layer + self.layers * layer // 16 if checkpointing else self.layers * layer)
+
+
+_VIT_H = Tower(986_000_000, 1280, 32, 257)
+TOWERS = {
+    "image_reward": Tower(447_000_000, 1024, 24, 197),
+    "hpsv2": _VIT_H,
+    "hpsv2.1": _VIT_H,
+    "pickscore": _VIT_H,
+    "clipscore": Tower(428_000_000, 1024, 24, 257),
+    "aesthetic": Tower(304_000_000, 1024, 24, 257),
+}
+
+
+# ------------------------------------------------------------------------------------------------------- the whole run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is to be run. own_start: from another model than the reference. prompt_tokens: mean number in a prompt."""
+
+    reference: str
+    rewards: tuple[str, ...] = ("image_reward",)
+    star: bool = False
+    guided: bool = True
+    prompts: int = 1000
+    prompt_tokens: float = 120.0
+    own_start: bool = False
+    fetch: bool = False
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is, in bytes: memory of one device ("GPU" or "CPU"), room on the disk."""
+
+    kind: str
+    memory: float
+    disk: float
+
+
+def here(folder: pathlib.Path | str, device: str) -> Machine:
+    """This machine as a run on "cuda" or on "cpu" finds it; what lies in `folder` already is room that it has."""
+    import psutil
+
+    path = pathlib.Path(folder).absolute()
+    disk = shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
+    disk += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    if device == "cuda":
+        return Machine("GPU", torch.cuda.mem_get_info()[0], disk)  # what others on it have left
+    return Machine("CPU", psutil.virtual_memory().available, disk)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of the table, in bytes. before: in memory before training only, while prompts are encoded."""
+
+    name: str
+    memory: float = 0.0
+    disk: float = 0.0
+    before: bool = False
+
+
+def estimate(task: Task, switches: Switches, kind: str) -> list[Part]:
+    """All parts of a run on a device of this kind."""
+    found, size = folders.describe(task.reference, fetch=task.fetch), BYTES[switches.dtype]
+    shapes = shapes_of(found["denoiser"], switches)
+    base, tuned = count(shapes.world.denoiser), count(shapes.gen)
+    counts = {name: count(folders.on_meta(found[name])) for name in found if name != "denoiser"}
+    vae, text = counts.pop("vae"), sum(counts.values())
+    judges = sum(TOWERS[name].parameters for name in task.rewards if name in TOWERS)
+    adam = 2 * tuned * (2 if switches.eight_bit_adam else 8)
+    lora_start = size if switches.roles == "lora" else 0  # where all weights learn, they are the start
+    name, most = _activations(found["vae"], shapes, task, switches)
+    parts = [Part("reference, frozen", base * size, base * 4)]
+    if task.own_start:
+        parts.append(Part("start of the generator", base * lora_start, base * 4))
+    parts += [
+        Part("generator and assistant", 2 * tuned * 4),
+        Part("averaged generator", tuned * 4),
+        Part("Adam's state", adam),
+    ]
+    if switches.processes > 1:
+        parts.append(Part("gradients in exchange", 2 * tuned * 4))
+    encoded = shapes.prompt_values(task.prompt_tokens) * size + 32
+    waiting = judges * 4 if kind == "CPU" else 0  # rewards wait in main memory while prompts are encoded
+    parts += [
+        Part("VAE", vae * size, vae * 4),
+        Part("rewards", judges * 4, judges * 4),
+        Part(f"{task.prompts:,} prompts, encoded", disk=task.prompts * encoded),
+    ]
+    flat, of_stage, of_rest = OVERHEAD[kind]
+    around = flat + of_stage * most + of_rest * sum(part.memory for part in parts)
+    return [
+        *parts,
+        Part(f"activations and gradients ({name})", most),
+        Part("libraries, workspaces", around),
+        Part("text encoder, before training", text * size + flat + waiting, text * 4, before=True),
+        Part(f"{KEPT} checkpoints", disk=KEPT * (3 * tuned * 4 + adam)),
+        Part("exported pipeline, twice", disk=2 * (base + vae + text) * 4),
+    ]
+
+
+def _activations(vae: Mapping[str, Any], shapes: Shapes, task: Task, switches: Switches) -> tuple[str, int]:
+    """The stage of a step that takes most beside the weights, and what it takes."""
+    batch = min(switches.micro or switches.batch, switches.batch)
+    kept = by_batch(lambda rows: learning_pass(shapes, rows)[0], batch)
+    kept = kept if batch == switches.batch else 0  # in chunks, what is between the passes is latents alone
+    divergence = by_batch(lambda rows: divergence_pass(shapes, rows, star=task.star, guided=task.guided), batch)
+    stages = {
+        "learning": by_batch(lambda rows: learning_pass(shapes, rows)[1], batch),
+        "divergence": kept + divergence,
+        "Adam's step": 8 * count(shapes.gen),  # gradients, and as much again while it divides
+    }
+    if task.rewards:
+        seen = json.dumps({"_class_name": "AutoencoderTiny"} if switches.tiny_vae else vae)
+
+        def decoding(rows: int) -> tuple[int, int]:
+            latents = (rows, *shapes.world.z_shape)
+            return picture_pass(seen, latents, getattr(torch, switches.dtype), switches.checkpoint_vae)
+
+        towers = [TOWERS[name] for name in task.rewards if name in TOWERS]
+        judged = sum(tower.activations(batch, checkpointing=switches.checkpoint_reward) for tower in towers)
+        held, most = by_batch(lambda rows: decoding(rows)[0], batch), by_batch(lambda rows: decoding(rows)[1], batch)
+        stages["reward"] = kept + max(held + judged, most)
+    return max(stages.items(), key=lambda item: item[1])
+
+
+def needed(parts: Sequence[Part]) -> tuple[float, float]:
+    """(memory, disk) of a run: the larger of before and during training, and all that lies on the disk."""
+    phases = [sum(part.memory for part in parts if part.before is before) for before in (False, True)]
+    return max(phases), sum(part.disk for part in parts)
+
+
+def table(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """The parts in GiB, for a reader, with their sum."""
+    memory, disk = needed(parts)
+    rows = [(part.name, part.memory, part.disk) for part in parts] + [("all, at its peak", memory, disk)]
+    return [{"part": name, "memory, GiB": round(m / GIB, 2), "disk, GiB": round(d / GIB, 2)} for name, m, d in rows]
+
+
+def check(task: Task, switches: Switches, machine: Machine, say: Callable[[str], None] = print) -> list[Part]:
+    """Print the table, and stop where the run cannot fit."""
+    parts = estimate(task, switches, machine.kind)
+    rows = table(parts)
+    wide = max(len(row["part"]) for row in rows)
+    say(f"{'':{wide}}  memory    disk  GiB")
+    for row in rows:
+        say(f"{row['part']:{wide}}  {row['memory, GiB']:6.2f}  {row['disk, GiB']:6.2f}")
+    say(f"{'this machine has (' + machine.kind + ')':{wide}}  {machine.memory / GIB:6.2f}  {machine.disk / GIB:6.2f}")
+    memory, disk = needed(parts)
+    if memory > machine.memory:
+        lacks = f"needs {memory / GIB:.1f} GiB, this {machine.kind} has {machine.memory / GIB:.1f} GiB"
+        raise InputError(f"{task.reference}: {lacks}; {cure(task, switches, machine)}")
+    if disk > machine.disk:
+        lacks = f"needs {disk / GIB:.1f} GiB of disk, {machine.disk / GIB:.1f} GiB are free"
+        raise InputError(f"{task.reference}: {lacks}; free some, or give a folder on another disk")
+    return parts
+
+
+def cure(task: Task, switches: Switches, machine: Machine) -> str:
+    """The first switch that makes a run fit, else the first few together, in words."""
+    left = [one for one in CURES if replace(switches, **one) != switches and one != {"micro": switches.batch}]
+    if machine.kind == "CPU" or importlib.util.find_spec("bitsandbytes") is None:
+        left = [one for one in left if "eight_bit_adam" not in one]
+    together = [{key: value for one in left[: n + 1] for key, value in one.items()} for n in range(1, len(left))]
+    for change in [*left, *together]:
+        parts = estimate(task, replace(switches, **change), machine.kind)
+        if (memory := needed(parts)[0]) <= machine.memory:
+            named = " with ".join(f"{key} = {str(value).lower()}" for key, value in change.items())
+            return f"{named} fits ({memory / GIB:.1f} GiB)"
+    parts = estimate(task, replace(switches, **(together or left or [{}])[-1]), machine.kind)
+    most = max(parts, key=lambda part: part.memory)
+    return f"no switch makes it fit: with all of them it is {needed(parts)[0] / GIB:.1f} GiB, most of it {most.name}"
