@@ -1,7 +1,7 @@
 #!/bin/sh
 # Make .venv from requirements.lock, with uv (with pip where uv cannot be had), and keep it true to the lock.
 # Every target of the Makefile calls this first; with nothing to do it ends at once. PYTHON chooses the Python to begin
-# with: any from 3.9 on. The lock needs Python 3.11.5 or a later 3.11, which uv finds or fetches.
+# with: any from 3.9 on. The lock needs Python 3.11, which uv finds or fetches.
 set -u
 cd "$(dirname "$0")" || exit
 
@@ -14,7 +14,7 @@ fail() { echo "setup: $*" >&2; exit 1; }
 disk_full="the disk is full: free at least 3 GB (8 GB with a CUDA build of torch), then run the same command again"
 no_network="no network: the package index cannot be reached; connect (or set PIP_INDEX_URL to a mirror), then run the \
 same command again"
-no_python="no Python 3.11.5 or later 3.11 here, and none could be fetched: install one, then \
+no_python="no Python 3.11 here, and none could be fetched: install one, then \
 \`make PYTHON=/path/to/python3.11 ..\` (or use conda: environment.yml)"
 offline="dns error|error sending request|connect error|timed out|name resolution|NewConnectionError|\
 Network is unreachable|Connection refused|ProxyError|ConnectTimeout"
@@ -82,14 +82,14 @@ else
     uv=.venv/bootstrap/bin/uv
     try .venv/bootstrap/bin/python -m pip install -q --retries 2 --timeout 20 "uv>=0.5" || uv=
 fi
-is "(3, 11, 5) <= sys.version_info < (3, 12)" || python=
+is "(3, 11) <= sys.version_info < (3, 12)" || python=
 if [ -n "$uv" ]; then
-    "$uv" venv --quiet --allow-existing --python "${python:->=3.11.5,<3.12}" .venv || fail "$no_python"
+    "$uv" venv --quiet --allow-existing --python "${python:->=3.11,<3.12}" .venv || fail "$no_python"
     must "$uv" pip install --python .venv/bin/python -r requirements.lock
     must "$uv" pip check --python .venv/bin/python --quiet
 else
     say "uv cannot be had here; pip does the same, more slowly"
-    "${python:=python3.11}" -m venv .venv && is "sys.version_info >= (3, 11, 5)" || fail "$no_python"
+    "${python:=python3.11}" -m venv .venv && is "sys.version_info >= (3, 11)" || fail "$no_python"
     must .venv/bin/python -m pip install -q -r requirements.lock
     must .venv/bin/python -m pip check
 fi

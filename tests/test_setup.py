@@ -142,7 +142,7 @@ NETWORK, DISK = "no network: the package index cannot be reached", "the disk is 
         ("pip install", "ProxyError('Cannot connect to proxy.')", NETWORK),
         ("pip install", "failed to copy file: No space left on device (os error 28)", DISK),
         ("pip install", "No solution found: torch==9 has no wheels", "this command failed, its output is above: "),
-        ("venv --quiet", "Failed to download https://x/cpython-3.11.13", "no Python 3.11.5 or later 3.11 here"),
+        ("venv --quiet", "Failed to download https://x/cpython-3.11.13", "no Python 3.11 here"),
     ],
 )
 def test_a_failure_is_named(host, at, output, line):
@@ -161,11 +161,11 @@ def test_without_uv_a_python_with_venv_is_asked_for(host):
 
 @pytest.mark.parametrize("version", ["(3, 10, 13)", "(3, 11, 2)", "(3, 12, 1)", "(3, 11, 7)"])
 def test_uv_is_asked_for_a_python_that_the_lock_can_take(host, version):
-    """A package of the lock needs 3.11.5; Debian 12 has 3.11.2."""
+    """Debian 12's own, 3.11.2, is one."""
     pretend = f"import sys; sys.version_info = {version}; exec(sys.argv[2])"
     host.program("python3", f'#!/bin/sh\nexec {sys.executable} -c "{pretend}" "$@"\n')
     host.make()
-    asked = "python3" if version == "(3, 11, 7)" else ">=3.11.5,<3.12"
+    asked = "python3" if version.startswith("(3, 11") else ">=3.11,<3.12"
     assert f"--python {asked} .venv" in host.calls.read_text()
 
 
