@@ -140,7 +140,7 @@ def test_peft_computes_the_same_from_the_same_adapters(world, kind, inputs):
     torch.testing.assert_close(plain(*inputs), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["dipp", "distar_in"])
+@pytest.mark.parametrize(("kind", "method"), [("unet", "dipp"), ("dit", "distar_in")])
 def test_a_step_of_algorithm_1_equals_that_of_roles_with_bases_of_their_own(places, kind, method, rng):
     """The same adapters, the same draws: on one shared base, with checkpointing, and on three separate ones."""
     found = []
@@ -262,7 +262,7 @@ def test_what_is_no_tiny_decoder_is_one_line(world, tiny, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("rows", [1, 4, 7])
+@pytest.mark.parametrize("rows", [4, 7])
 def test_chunks_of_a_batch_give_the_gradient_of_the_whole(world, rows, rng):
     """To the weights and to what goes in, of a generator that recomputes its blocks as well."""
     cond = world.prompts(["a red circle", "a blue cross", "a green square"] * 2).rows(torch.arange(6))
@@ -292,10 +292,8 @@ def test_of_chunks_one_lives_at_a_time():
         assert most >= 64 * 512 if call is network else sum(kept) <= 64 * 4 * 2
 
 
-def test_chunks_are_left_out_where_they_are_none():
+def test_rewards_are_cut_too_and_nothing_is_where_nothing_is_asked():
     assert lora.in_chunks(None, 2) is None
     assert lora.in_chunks(len, 0) is len
-    reward = lora.in_chunks(lambda x0, cond: x0.mean(1) + cond["prompt"], 2)
-    x0 = torch.randn(5, 3)
-    with torch.no_grad():
-        assert torch.allclose(reward(x0, {"prompt": torch.arange(5)}), x0.mean(1) + torch.arange(5))
+    reward, x0 = lora.in_chunks(lambda x0, cond: x0.mean(1) + cond["prompt"], 2), torch.randn(5, 3)
+    torch.testing.assert_close(reward(x0, {"prompt": torch.arange(5)}), x0.mean(1) + torch.arange(5))
