@@ -82,6 +82,16 @@ def test_the_interval_of_a_mean_is_the_closed_form():
     assert (value - low, high - value) == pytest.approx((half, half), rel=0.08)
 
 
+def test_a_statistic_that_repetitions_inflate_keeps_its_interval_around_its_value():
+    """The share of different captions falls when captions repeat: the interval must not fall with it."""
+    share = statistics.bootstrap(
+        lambda index: {"different": len(index.unique()) / len(index)}, 50, resamples=200, generator=rng(4)
+    )
+    value, low, high = share["different"]
+    assert value == 1.0
+    assert low < value < high
+
+
 def verdicts_of(images, judges, count):
     """One verdict a seed: pictures ever darker, so that every seed is another."""
     return [statistics.judge(images * (1 - 0.1 * k), ROWS, judges) for k in range(count)]
