@@ -34,7 +34,9 @@ def write_whole(path: pathlib.Path, content: bytes | str) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def only_one(lock: pathlib.Path, what: str, *, wait: Callable[[str], None] | None = None) -> Iterator[None]:
+def only_one(
+    lock: pathlib.Path, what: str, cure: str = "wait for it", *, wait: Callable[[str], None] | None = None
+) -> Iterator[None]:
     """Refuse a second process that wants the same; the lock vanishes with its process, however that ends.
 
     wait: the second is not refused, but told so by this, and waits.
@@ -47,7 +49,7 @@ def only_one(lock: pathlib.Path, what: str, *, wait: Callable[[str], None] | Non
             handle.seek(0)
             other = handle.read().strip()
             if wait is None:
-                raise InputError(f"{what}: is already running (process {other}); wait for it") from None
+                raise InputError(f"{what}: is already running (process {other}); {cure}") from None
             wait(f"{what}: process {other} writes there; waiting for it")
             fcntl.flock(handle, fcntl.LOCK_EX)
         handle.truncate(0)

@@ -6,12 +6,14 @@ picture wherever no kernel listens.
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 from torch import Tensor
 
 from dipp_core.book.report import COLORS
+from dipp_core.files import InputError
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Runs:
     def at(self, method: str, knob: float, alpha_cfg: float) -> pd.DataFrame:
         """The rows (one a seed) of the saved setting nearest to the one asked for."""
         if method not in self.methods():
-            raise ValueError(f"no saved runs of {method!r}: there are {', '.join(self.methods())}")
+            raise InputError(f"no saved runs of {method!r}: there are {', '.join(self.methods())}")
         alpha_cfg = min(self.strengths(method), key=lambda value: abs(value - alpha_cfg))
         knob = min(self.knobs(method, alpha_cfg), key=lambda value: abs(value - knob))
         key = {"method": method, "knob": knob, "alpha_cfg": alpha_cfg}
@@ -93,9 +95,16 @@ def draw(
         means = runs.rows[runs.rows["method"] == name].groupby(["alpha_cfg", "knob"]).mean(numeric_only=True)
         its = METHODS[name]
         for number, (_, line) in enumerate(means.groupby(level="alpha_cfg")):
-            style = {"color": COLORS[its.color], "alpha": 1 if name == method else 0.35, "markersize": 4}
-            style |= {"label": its.label if number == 0 else None, "linewidth": 1}
-            right.plot(line[divergence], line["reward"], its.marker + "-", **style)
+            right.plot(
+                line[divergence],
+                line["reward"],
+                its.marker + "-",
+                color=COLORS[its.color],
+                alpha=1 if name == method else 0.35,
+                markersize=4,
+                label=its.label if number == 0 else None,
+                linewidth=1,
+            )
     right.plot(chosen[divergence], chosen["reward"], "o", markersize=11, markerfacecolor="none", color=COLORS["exact"])
     words = f"reward {chosen['reward'].mean():.2f}, divergence {chosen[divergence].mean():.3g}"
     right.set(xscale="log", xlabel=label, ylabel="mean reward", title=words, ylim=(-0.3, 4))
@@ -139,15 +148,15 @@ def explorer(runs: Runs, background: tuple[Tensor, Tensor], **numbers):
 class LiveOrStill:
     """One output that JupyterLab shows as the widget, and a page without a kernel as the picture (an IPython Image)."""
 
-    widget: object
-    still: object
+    widget: Any
+    still: Any
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         picture, about = self.still._repr_mimebundle_()
         return picture | self.widget._repr_mimebundle_(), about
 
 
-def _offer(slider, values: list[float]) -> None:
+def _offer(slider: Any, values: list[float]) -> None:
     """New options for a slider, at the one nearest to where it stands."""
     options = [(f"{value:g}", value) for value in values]
     if list(slider.options) != options:
@@ -156,7 +165,7 @@ def _offer(slider, values: list[float]) -> None:
         slider.value = nearest
 
 
-def _png(fig) -> bytes:
+def _png(fig: Any) -> bytes:
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=90)
     plt.close(fig)

@@ -1,31 +1,288 @@
-"""The playground: choose, start, watch and stop a run in the plane, by mouse or by keyboard.
+"""A playground in the plane: choose, start, watch and stop a run, by mouse or by keyboard; or look at it step by step.
 
-A run trains in slices of a tenth of a second on the event loop of the notebook's own kernel, and gives way after each:
-buttons and other cells are never kept waiting for longer than a slice or a picture. One run trains at a time.
+`begin` and `at_steps` run without any widget. `Player` puts controls on them: a run trains in slices of a tenth of a
+second on the event loop of the notebook's own kernel, and gives way after each, so that buttons and other cells are
+never kept waiting for longer than a slice or a picture. One run trains at a time.
 """
 
 import asyncio
 import html
 import io
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import matplotlib
+import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from dipp_core.book import report
-from dipp_core.classroom import play, play_pictures
-from dipp_core.classroom.play import Choice, Look, Run
+from dipp_core.book.report import COLORS
+from dipp_core.files import InputError
+from dipp_core.method.algorithm import PRESETS, StepRecord, align
+from dipp_core.method.divergences import pseudo_huber
 from dipp_core.method.staged import NonFiniteError
+from dipp_core.rewards import plane as rewards
 from dipp_core.training import watch
+from dipp_core.worlds import plane, plane_runs
 from dipp_core.worlds.plane_runs import Stack
 
-SLICE = 0.1  # seconds of training between two chances for everything else
-FRAME = 0.5  # seconds from one picture to the next, at least; and three times as long as it took to draw
-DISTILLED, FRESH, LAST = "a distilled generator", "nothing learned", "where the last run ended"
-TURN: list[object] = []  # the one run that may train, or none
+WORLDS: dict[str, Callable] = {
+    "ring": plane.ring,
+    "two moons": plane.two_moons,
+    "checkerboard": plane.checkerboard,
+    "three islands": lambda schedule: plane.World(*plane.three_islands(), schedule),
+}
+REWARDS: dict[str, Callable[[], Callable[..., Tensor]]] = {
+    "north": lambda: rewards.linear((0.0, 1.0)),
+    "east": lambda: rewards.linear((1.0, 0.0)),
+    "a hill at (0, 2)": rewards.bump,
+}
+METHODS = {
+    "dipp": "DI++",
+    "distar_in": "DI* (guidance in)",
+    "distar_out": "DI* (guidance out)",
+    "diff_instruct": "Diff-Instruct (no reward)",
+    "sim": "SIM (no reward)",
+    "reward_only": "reward only (no leash)",
+}
+UNUSED = {"diff_instruct": {"reward", "beta"}, "sim": {"reward", "beta"}, "reward_only": {"alpha_cfg"}}
+
+
+# --------------------------------------------------------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What the reader chooses. beta: weight of the divergence, 1 / alpha_rew; alpha_cfg: guidance, 0 is off."""
+
+    world: str
+    method: str
+    reward: str
+    beta: float
+    alpha_cfg: float
+
+    def __post_init__(self):
+        for name, known in (("world", WORLDS), ("method", PRESETS), ("reward", REWARDS)):
+            if getattr(self, name) not in known:
+                raise InputError(f"unknown {name} {getattr(self, name)!r}: one of {', '.join(known)}")
+
+    def uses(self, name: str) -> bool:
+        """Whether the method looks at this one of the choices."""
+        return name not in UNUSED.get(self.method, set())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """What a run needs besides: width of new networks, samples a step, steps, rates, points of a look, seed."""
+
+    hidden: int
+    batch: int
+    steps: int
+    gen_lr: float
+    ta_lr: float
+    huber_c: float
+    points: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Look:
+    """Clouds (2, N, 2) of both prompts, their mean reward, and the integral KL of prompt 0 from the reference."""
+
+    step: int
+    clouds: Tensor
+    reward: float
+    nats: float
+
+    @property
+    def words(self) -> str:
+        """Reward and distance as they are said."""
+        return f"reward {self.reward:.{'2f' if abs(self.reward) < 1000 else '1e'}}, {self.nats:.3f} nats"
+
+
+@dataclass(eq=False)
+class Run:
+    """A run that goes on step by step. looks: what was seen of it, one a look; curves: of every step, by name."""
+
+    choice: Choice
+    world: plane.World
+    stack: Stack
+    records: Iterator[StepRecord]
+    grid: dict
+    steps: int
+    points: int
+    done: int = 0
+    looks: list[Look] = field(default_factory=list)
+    curves: dict[str, list[float]] = field(default_factory=dict)
+
+    def step(self) -> bool:
+        """One step; False where none is left."""
+        record = next(self.records, None)
+        if record is None:
+            return False
+        self.done += 1
+        for name, norm in record.x0_grad_norms.items():
+            self.curves.setdefault(f"norm_{name}", []).append(float(norm))
+        self.curves.setdefault("grad_norm", []).append(float(record.grad_norm))
+        if record.ta_loss is not None:
+            self.curves.setdefault("ta_loss", []).append(float(record.ta_loss))
+        return True
+
+    def look(self) -> Look:
+        """See where the run is now; the same noise at every look, so that points can be followed."""
+        g = torch.Generator().manual_seed(1)
+        clouds = torch.cat([plane_runs.generate(self.stack, self.world, k, self.points, generator=g) for k in (0, 1)])
+        worth = REWARDS[self.choice.reward]()(clouds, None).mean()
+        nats = plane_runs.divergences(self.grid, clouds[:1])["ikl_sigma2"]
+        self.looks.append(Look(self.done, clouds, float(worth), float(nats)))
+        return self.looks[-1]
+
+
+def new_world(name: str) -> plane.World:
+    """One of `WORLDS`, with the noise of all sweeps in the plane."""
+    return WORLDS[name](plane_runs.plane_schedule())
+
+
+def begin(choice: Choice, numbers: Numbers, *, start: Stack | None = None) -> Run:
+    """A run at its first step, from a copy of `start`, or from networks that have learned nothing."""
+    world, noise = new_world(choice.world), torch.Generator().manual_seed(numbers.seed)
+    stack = start.pick([0]) if start else plane_runs.new_stack(world, 1, numbers.hidden, generator=noise)
+    chosen: dict[str, Any] = {"distance": pseudo_huber(numbers.huber_c)}
+    if choice.uses("beta"):
+        chosen["alpha_rew"] = 1 / choice.beta
+    if choice.uses("alpha_cfg"):
+        chosen["alpha_cfg"] = choice.alpha_cfg
+    gen, ta = (
+        torch.optim.Adam(net.parameters(), lr=lr, betas=(0.0, 0.99), foreach=True)
+        for net, lr in ((stack.gen, numbers.gen_lr), (stack.ta, numbers.ta_lr))
+    )
+    reward = REWARDS[choice.reward]()
+    records = align(
+        gen=stack.gen,
+        ta=stack.s_ta,
+        ref=world.ref,
+        schedule=world.schedule,
+        gen_optimizer=gen,
+        ta_optimizer=ta,
+        draw_cond=world.draw_cond,
+        null_cond=world.null_cond,
+        settings=plane_runs.settings_for(world, choice.method, 1, numbers.batch, **chosen),
+        reward=reward,
+        generator=noise,
+        steps=numbers.steps,
+    )
+    slowing = _slowing(records, ((gen, numbers.gen_lr), (ta, numbers.ta_lr)), numbers.steps)
+    grid = plane_runs.grids_for(world, 0, reward, points=49)
+    return Run(choice, world, stack, slowing, grid, numbers.steps, numbers.points)
+
+
+def _slowing(records: Iterator[StepRecord], rates: Sequence, steps: int) -> Iterator[StepRecord]:
+    """Learning rates, constant for the first half, fall linearly to 0 in the second, as in `plane_runs.train`."""
+    for done, record in enumerate(records, start=1):
+        for optimizer, rate in rates:
+            optimizer.param_groups[0]["lr"] = rate * min(1.0, 2 * (1 - done / steps))
+        yield record
+
+
+def at_steps(run: Run, looks: Sequence[int]) -> list[Look]:
+    """Let a run go on to the last of these steps, and look after each of them."""
+    found = [run.look()] if 0 in looks else []
+    while run.done < max(looks) and run.step():
+        if run.done in looks:
+            found.append(run.look())
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------- pictures
+
+CURVES = {  # what it is called and its colour
+    "norm_reward": ("reward", "reward"),
+    "norm_divergence": ("divergence", "ref"),
+    "norm_guidance": ("guidance", "accent"),
+    "grad_norm": ("gradient, all weights", "gen"),
+    "ta_loss": ("assistant's loss", "ta"),
+}
+EXTENT = 3.6  # of the picture, in either direction
+
+
+def density(world: plane.World, points: int = 97) -> tuple[Tensor, Tensor]:
+    """An axis (points,) and the reference's density over axis x axis, of both prompts together."""
+    axis = torch.linspace(-EXTENT, EXTENT, points, dtype=torch.float64)
+    atoms = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1)
+    return axis, world.law.log_prob(atoms).exp()
+
+
+def draw_cloud(ax: Any, look: Look, background: tuple[Tensor, Tensor]) -> list:
+    """Both prompts' samples over the reference; returns the artists that move."""
+    axis, values = background
+    ax.contourf(axis, axis, values.T, levels=8, cmap="Greys", zorder=0)
+    clouds = [
+        ax.scatter(cloud[:, 0], cloud[:, 1], s=4, color=COLORS[color], linewidths=0, alpha=0.7, label=f"prompt {k}")
+        for k, (cloud, color) in enumerate(zip(look.clouds, ("gen", "light"), strict=True))
+    ]
+    ax.set(aspect="equal", xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT), xticks=(-2, 0, 2), yticks=(-2, 0, 2))
+    ax.grid(False)
+    return clouds
+
+
+def draw_row(fig: Any, world: plane.World, seen: Sequence[tuple[str, Look]]) -> None:
+    """Clouds side by side, each with its title, its mean reward and its distance; all of one world."""
+    background = density(world)
+    for ax, (title, look) in zip(fig.subplots(1, len(seen), sharey=True), seen, strict=True):
+        draw_cloud(ax, look, background)
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel(look.words.replace(", ", "\n"), fontsize=10)
+
+
+def filmstrip(run: Run, looks: Sequence[Look]) -> Figure:
+    """The clouds of some looks side by side, and below them the curves of the whole run."""
+    with matplotlib.rc_context(report.STYLE):
+        fig = Figure(figsize=(11, 5.4))
+        rows: Any = fig.subfigures(2, 1, height_ratios=(1.15, 1))
+        above, below = rows
+        draw_row(above, run.world, [(f"step {look.step}", look) for look in looks])
+        draw_curves(below.subplots(1, 3), run)
+    return fig
+
+
+def side_by_side(runs: Sequence[Run]) -> Figure:
+    """Where runs of several methods, in one world, are now."""
+    with matplotlib.rc_context(report.STYLE):
+        fig = Figure(figsize=(11, 1.4 + 11 / len(runs)))
+        seen = [(METHODS[run.choice.method].replace(" (", "\n("), run.looks[-1]) for run in runs]
+        draw_row(fig, runs[0].world, seen)
+    return fig
+
+
+def draw_curves(axes: Any, run: Run) -> None:
+    """Mean reward and integral KL at every look; size of the terms' gradients; the assistant's loss and grad norm."""
+    steps = [look.step for look in run.looks]
+    left, middle, right = axes
+    left.plot(steps, [look.reward for look in run.looks], "o-", markersize=3, color=COLORS["reward"], label="reward")
+    nats = [look.nats for look in run.looks]
+    left.plot(steps, nats, "s-", markersize=3, color=COLORS["ref"], label="integral KL, nats")
+    for name, values in run.curves.items():
+        ax = middle if name.startswith("norm_") else right
+        label, color = CURVES[name]
+        ax.plot(*window_means(values), color=COLORS[color], linewidth=1.5, label=label)
+    left.set(xlabel="steps")
+    middle.set(xlabel="steps", ylim=(0, None))
+    right.set(xlabel="steps", yscale="log")
+    for ax, title in zip(axes, ("where it is", "gradients at the samples, rms", "how it learns"), strict=True):
+        ax.set_xlim(0, run.steps)
+        ax.set_title(title, fontsize=11)
+        if ax.lines:
+            ax.legend(fontsize=9)
+
+
+def window_means(values: Sequence[float], most: int = 60) -> tuple[list[float], list[float]]:
+    """Steps and means over equal windows of a curve, at most so many, the last one whole."""
+    width = -(-len(values) // most) or 1
+    whole = range(0, len(values) - width + 1, width)
+    return [start + width / 2 for start in whole], [sum(values[k : k + width]) / width for k in whole]
 
 
 def moving_picture(run: Run) -> Callable[[Look], bytes]:
@@ -33,16 +290,16 @@ def moving_picture(run: Run) -> Callable[[Look], bytes]:
     with matplotlib.rc_context(report.STYLE | {"figure.constrained_layout.use": False}):
         fig = Figure(figsize=(10.5, 3.5), dpi=80)
         cloud, left, right = fig.subplots(1, 3)
-        fig.subplots_adjust(left=0.05, right=0.99, top=0.88, bottom=0.17, wspace=0.2)
-        dots = play_pictures.draw_cloud(cloud, run, run.looks[-1], play_pictures.density(run.world))
-        colors = {"reward": "reward", "nats": "ref"}
-        where = {name: left.plot([], [], color=report.COLORS[color])[0] for name, color in colors.items()}
+        fig.subplots_adjust(left=0.05, right=0.97, top=0.88, bottom=0.17, wspace=0.26)
+        dots = draw_cloud(cloud, run.looks[-1], density(run.world))
+        (reward_line,) = left.plot([], [], color=COLORS["reward"], label="mean reward")
+        (nats_line,) = left.plot([], [], color=COLORS["ref"], label="integral KL, nats")
         curves = {
-            name: right.plot([], [], color=report.COLORS[color], linewidth=1.5, label=label)[0]
-            for name, (label, color) in play_pictures.CURVES.items()
+            name: right.plot([], [], color=COLORS[color], linewidth=1.5, label=label)[0]
+            for name, (label, color) in CURVES.items()
         }
-        left.legend(where.values(), ["mean reward", "integral KL, nats"], fontsize=9)
         left.set(title="where it is", xlabel="steps", xlim=(0, run.steps))
+        left.legend(fontsize=9)
         right.set(title="gradients and losses", xlabel="steps", xlim=(0, run.steps), yscale="log")
         right.set_ylim(0.01, 3)
         right.legend(fontsize=8, ncols=2, loc="lower left")
@@ -50,13 +307,14 @@ def moving_picture(run: Run) -> Callable[[Look], bytes]:
     def frame(look: Look) -> bytes:
         for artist, points in zip(dots, look.clouds, strict=True):
             artist.set_offsets(points)
-        for name, line in where.items():
-            line.set_data([one.step for one in run.looks], [getattr(one, name) for one in run.looks])
+        steps = [one.step for one in run.looks]
+        reward_line.set_data(steps, [one.reward for one in run.looks])
+        nats_line.set_data(steps, [one.nats for one in run.looks])
         for name, values in run.curves.items():
-            curves[name].set_data(*play_pictures.windows(values))
+            curves[name].set_data(*window_means(values))
         left.relim()
         left.autoscale_view(scalex=False)
-        cloud.set_title(f"step {look.step} of {run.steps}", fontsize=11)
+        cloud.set_title(f"{run.choice.world}, step {look.step} of {run.steps}", fontsize=11)
         buffer = io.BytesIO()
         with watch.DRAWING:
             fig.savefig(buffer, format="png")
@@ -65,143 +323,154 @@ def moving_picture(run: Run) -> Callable[[Look], bytes]:
     return frame
 
 
-@dataclass
-class Controls:
-    """The widgets: five choices, where to start from, two buttons, the picture and what is said."""
+# ------------------------------------------------------------------------------------------------------------- player
 
-    world: Any
-    method: Any
-    reward: Any
-    beta: Any
-    alpha_cfg: Any
-    origin: Any
-    start: Any
-    stop: Any
-    canvas: Any
-    status: Any
-
-    def choice(self) -> Choice:
-        names = ("world", "method", "reward", "beta", "alpha_cfg")
-        return Choice(**{name: getattr(self, name).value for name in names})
-
-    def widget(self) -> Any:
-        import ipywidgets as widgets
-
-        rows = [[self.world, self.method, self.reward], [self.beta, self.alpha_cfg, self.origin]]
-        boxes = [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows]
-        return widgets.VBox([*boxes, widgets.HBox([self.start, self.stop]), self.status, self.canvas])
+SLICE = 0.1  # seconds of training between two chances for everything else
+FRAME = 0.5  # seconds from one picture to the next, at least; and three times as long as it took to draw
+DISTILLED, FRESH, LAST = "a distilled generator", "nothing learned", "where the last run ended"
 
 
-def new_controls(choice: Choice, betas: Sequence[float], strengths: Sequence[float]) -> Controls:
-    """The controls at this choice; the sliders offer betas and strengths of guidance, and the choice's own."""
-    import ipywidgets as widgets
-
-    def drop(name: str, options: Sequence) -> Any:
-        return widgets.Dropdown(options=options, value=getattr(choice, name), description=name)
-
-    def slide(name: str, values: Sequence[float]) -> Any:
-        values = sorted({*values, getattr(choice, name)})
-        options = [(f"{value:g}", value) for value in values]
-        return widgets.SelectionSlider(options=options, value=getattr(choice, name), description=name)
-
-    methods = [(label, name) for name, label in play.METHODS.items()]
-    return Controls(
-        drop("world", list(play.WORLDS)),
-        drop("method", methods),
-        drop("reward", list(play.REWARDS)),
-        slide("beta", betas),
-        slide("alpha_cfg", strengths),
-        widgets.Dropdown(options=[FRESH], description="start from"),
-        widgets.Button(description="start", tooltip="train from the beginning with these choices"),
-        widgets.Button(description="stop", tooltip="end the run after the step it is at", disabled=True),
-        widgets.Image(format="png", layout={"max_width": "100%"}),
-        widgets.HTML(),
-    )
-
-
-@dataclass
 class Player:
-    """A playground: `widget` shows it; `start` and `stop` are what its buttons do.
+    """A playground: `widget` shows it; `begin` and `stop` are what its buttons do.
 
-    numbers: see `play.begin`. starts: distilled generators by world.
+    The sliders offer betas and strengths of guidance, and the choice's own. starts: distilled generators by world.
+    Before a run, the picture shows where it would start from; `run` is the last one begun.
     """
 
-    controls: Controls
-    numbers: Mapping[str, Any]
-    starts: Mapping[str, Stack]
-    run: Run | None = None
-    task: asyncio.Task | None = None
-    mine: object = field(default_factory=object)
+    training: ClassVar[Run | None] = None  # the one run, of whatever playground, that may train
+
+    def __init__(
+        self,
+        choice: Choice,
+        numbers: Numbers,
+        *,
+        betas: Sequence[float],
+        strengths: Sequence[float],
+        starts: Mapping[str, Stack],
+    ):
+        import ipywidgets as widgets
+
+        def slider(name: str, values: Sequence[float], value: float) -> Any:
+            options = [(f"{one:g}", one) for one in sorted({*values, value})]
+            return widgets.SelectionSlider(options=options, value=value, description=name)
+
+        methods = [(label, name) for name, label in METHODS.items()]
+        self.numbers, self.starts = numbers, starts
+        self.run: Run | None = None
+        self.task: asyncio.Task | None = None
+        self.world = widgets.Dropdown(options=list(WORLDS), value=choice.world, description="world")
+        self.method = widgets.Dropdown(options=methods, value=choice.method, description="method")
+        self.reward = widgets.Dropdown(options=list(REWARDS), value=choice.reward, description="reward")
+        self.beta = slider("beta", betas, choice.beta)
+        self.alpha_cfg = slider("alpha_cfg", strengths, choice.alpha_cfg)
+        self.origin = widgets.Dropdown(options=self._origins(), description="start from")
+        self.start = widgets.Button(description="start", tooltip="train from the beginning with these choices")
+        self.halt = widgets.Button(description="stop", tooltip="end the run after the step it is at", disabled=True)
+        self.status, self.canvas = widgets.HTML(), widgets.Image(format="png", layout={"max_width": "100%"})
+        rows = [[self.world, self.method, self.reward], [self.beta, self.alpha_cfg, self.origin]]
+        boxes = [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows]
+        self.widget = widgets.VBox([*boxes, widgets.HBox([self.start, self.halt]), self.status, self.canvas])
+        self.start.on_click(self.begin)
+        self.halt.on_click(self.stop)
+        for control in (self.world, self.method):
+            control.observe(self._offer, names="value")
+        for control in (self.world, self.origin):
+            control.observe(self._preview, names="value")
+        self._offer()
+        self._preview()
 
     @property
-    def widget(self) -> Any:
-        return self.controls.widget()
+    def choice(self) -> Choice:
+        """The choices as they stand."""
+        return Choice(
+            world=self.world.value,
+            method=self.method.value,
+            reward=self.reward.value,
+            beta=self.beta.value,
+            alpha_cfg=self.alpha_cfg.value,
+        )
 
     @property
     def running(self) -> bool:
-        return self.mine in TURN
+        return self.run is not None and Player.training is self.run
 
-    def start(self, _: Any = None) -> None:
+    def begin(self, _: Any = None) -> None:
         """Begin a run with the choices as they stand; one under way, here or in another playground, ends first."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            self.say("training goes on beside the notebook, and here is no notebook: use play.begin in a script")
+            self._say("training goes on beside the notebook, and here is no notebook: use begin() in a script")
             return
-        choice, self.mine = self.controls.choice(), object()
-        TURN[:] = [self.mine]  # whoever has trained so far sees this at the end of its slice
-        origins = {DISTILLED: self.starts.get(choice.world), LAST: self.run and self.run.stack}
-        self.run = play.begin(choice, start=origins.get(self.controls.origin.value), **self.numbers)
-        self.task = loop.create_task(self._train(self.run, self.mine))
-        self.controls.stop.disabled = False
-        self.update()
+        run = self._at_start()
+        self.run = Player.training = run  # whoever has trained so far sees this at the end of its slice
+        self.task = loop.create_task(self._train(run))
+        self.halt.disabled = False
+        self._offer()
 
     def stop(self, _: Any = None) -> None:
         """End the run after the step it is at; what it has learned stays."""
         if self.running:
-            TURN.clear()
+            Player.training = None
 
-    def say(self, words: str) -> None:
-        self.controls.status.value = f'<span role="status" aria-live="polite">{html.escape(words)}</span>'
+    def _at_start(self) -> Run:
+        choice = self.choice
+        stacks = {DISTILLED: self.starts.get(choice.world), LAST: self.run.stack if self.run else None}
+        return begin(choice, self.numbers, start=stacks.get(self.origin.value))
 
-    def update(self, _: Any = None) -> None:
+    def _say(self, words: str) -> None:
+        self.status.value = f'<span role="status" aria-live="polite">{html.escape(words)}</span>'
+
+    def _origins(self) -> list[str]:
+        """Where a run in this world can start from."""
+        world = self.world.value
+        last = self.run is not None and self.run.choice.world == world
+        return [*([DISTILLED] if world in self.starts else []), FRESH, *([LAST] if last else [])]
+
+    def _offer(self, _: Any = None) -> None:
         """Offer what the choices allow: controls that the method looks at, places to start from."""
-        controls, choice = self.controls, self.controls.choice()
         for name in ("reward", "beta", "alpha_cfg"):
-            getattr(controls, name).disabled = name not in choice.used()
-        options = [DISTILLED] if choice.world in self.starts else []
-        options += [FRESH, *([LAST] if self.run and self.run.choice.world == choice.world else [])]
-        if list(controls.origin.options) != options:
-            before = controls.origin.value
-            controls.origin.options = options
-            controls.origin.value = before if before in options else options[0]
+            getattr(self, name).disabled = not self.choice.uses(name)
+        options, before = self._origins(), self.origin.value
+        if list(self.origin.options) != options:
+            self.origin.unobserve(self._preview, names="value")
+            self.origin.options = options
+            self.origin.value = before if before in options else options[0]
+            self.origin.observe(self._preview, names="value")
 
-    async def _train(self, run: Run, mine: object) -> None:
+    def _preview(self, _: Any = None) -> None:
+        """Show where a run would start; one under way keeps the picture."""
+        if not self.running:
+            run = self._at_start()
+            look = run.look()
+            self.canvas.value = moving_picture(run)(look)
+            self._say(f"ready: {look.words}; press start")
+
+    async def _train(self, run: Run) -> None:
         """Train in slices while it is this run's turn; say at the end how it ended."""
         ended = "all steps are done"
         try:
             frame, due, going = None, 0.0, True
-            while going and mine in TURN:
+            while going and Player.training is run:
                 if (begun := time.monotonic()) > due:
                     frame = await self._show(run, frame)
                     due = time.monotonic() + max(FRAME, 3 * (time.monotonic() - begun))
                 end = time.monotonic() + SLICE
-                while going and mine in TURN and time.monotonic() < end:
+                while going and Player.training is run and time.monotonic() < end:
                     going = run.step()
                 await asyncio.sleep(0.01)
             ended = "stopped" if going else ended
-            if self.mine is mine:
+            if self.run is run:
                 await self._show(run, frame)
         except NonFiniteError as error:
             ended = f"torn off ({error}): try a larger beta, or less guidance"
         except Exception as error:
             ended = f"failed ({' '.join(f'{type(error).__name__}: {error}'.split())})"
         finally:
-            if mine in TURN:
-                TURN.clear()
-            if self.mine is mine:
-                self.controls.stop.disabled = True
-                self.say(f"{ended} at step {run.done}" + (f": {run.looks[-1].words}" if run.looks else ""))
+            if Player.training is run:
+                Player.training = None
+            if self.run is run:
+                self.halt.disabled = True
+                self._say(f"{ended} at step {run.done}" + (f": {run.looks[-1].words}" if run.looks else ""))
 
     async def _show(self, run: Run, frame: Callable[[Look], bytes] | None) -> Callable[[Look], bytes]:
         """Look, draw and say where the run is, giving way in between."""
@@ -210,30 +479,7 @@ class Player:
         frame = frame or moving_picture(run)
         await asyncio.sleep(0.01)
         if self.run is run:
-            self.controls.canvas.value = frame(look)
-            self.say(f"training, step {run.done} of {run.steps}: {look.words}")
+            self.canvas.value = frame(look)
+            self._say(f"training, step {run.done} of {run.steps}: {look.words}")
             await asyncio.sleep(0.01)
         return frame
-
-
-def new_player(
-    choice: Choice,
-    numbers: Mapping[str, Any],
-    *,
-    betas: Sequence[float],
-    strengths: Sequence[float],
-    starts: Mapping[str, Stack],
-) -> Player:
-    """A playground at this choice, with the first picture drawn and nothing running."""
-    player = Player(new_controls(choice, betas, strengths), numbers, starts)
-    controls = player.controls
-    controls.start.on_click(player.start)
-    controls.stop.on_click(player.stop)
-    for control in (controls.world, controls.method):
-        control.observe(player.update, names="value")
-    player.update()
-    first = play.begin(choice, start=starts.get(choice.world), **numbers)
-    look = first.look()
-    controls.canvas.value = moving_picture(first)(look)
-    player.say(f"ready: {look.words}; press start")
-    return player

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from dipp_core.classroom import exercises
-from dipp_core.classroom.exercises import EXERCISES, OPEN, RIGHT, WRONG, check, grading, hacking, hints
+from dipp_core.classroom import checks, exercises, grading, hacking
+from dipp_core.classroom.exercises import EXERCISES, OPEN, RIGHT, WRONG, check
+from dipp_core.method.schedule import convert_prediction, vp_continuous
+from dipp_core.worlds import gaussian_optima
+from dipp_core.worlds.gaussian import Gaussian, gaussian_kl
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -146,7 +149,7 @@ def number_of(source: str) -> int:
 SOLUTIONS = {number_of(source): source for source in tagged("solution")}
 
 
-def run(source: str) -> exercises.grading.Verdict:
+def run(source: str) -> grading.Verdict:
     """Run a cell of the solutions notebook by itself and return what its check says."""
     *body, last = ast.parse(source).body
     names: dict = {}
@@ -261,19 +264,17 @@ def test_checks_leave_the_readers_random_numbers_alone():
 
 
 def test_hints_are_printed_only_when_asked_for(capsys):
-    assert set(hints.HINTS) == set(EXERCISES)
-    hints.hint(3)
+    assert set(exercises.HINTS) == set(EXERCISES)
+    exercises.hint(3)
     first = capsys.readouterr().out
-    hints.hint(3, 2)
+    exercises.hint(3, 2)
     assert capsys.readouterr().out not in ("", first)
-    hints.hint(99)
+    exercises.hint(99)
     assert "exercises 1 to 18" in capsys.readouterr().out
 
 
 def test_the_score_card_counts():
-    card = exercises.score_card(
-        [check(1, ...), check(9, lambda q, lam, s2, w: q / (w * lam / (s2 * (lam + s2))).sum())]
-    )
+    card = exercises.score_card([check(1, ...), run(SOLUTIONS[9])])
     assert card["state"].tolist() == [OPEN, RIGHT]
     assert card["notebook"].tolist() == ["01", "06"]
 
@@ -308,15 +309,13 @@ def test_the_mean_of_a_kink_is_exact():
 
 
 def test_the_critical_momentum_is_where_the_eigenvalue_leaves_the_circle():
-    from dipp_core.classroom.exercises.checks_train import _momentum
 
     for gen_lr, ta_lr in ((0.3, 0.2), (0.05, 0.7)):
         for beta1, stable in ((1 / (1 + gen_lr) - 1e-3, True), (1 / (1 + gen_lr) + 1e-3, False)):
-            assert (torch.linalg.eigvals(_momentum(gen_lr, ta_lr, beta1)).abs().max() < 1) == stable
+            assert (torch.linalg.eigvals(checks._momentum(gen_lr, ta_lr, beta1)).abs().max() < 1) == stable
 
 
 def test_the_matrix_of_the_chase_is_the_loop_of_algorithm_1():
-    from dipp_core.classroom.exercises.checks_train import _chase
 
     m, u, gen_lr, ta_lr = 1.3, -0.4, 0.3, 0.2
     state = torch.tensor([m, u], dtype=torch.float64)
@@ -324,30 +323,41 @@ def test_the_matrix_of_the_chase_is_the_loop_of_algorithm_1():
         for _ in range(3):
             u -= ta_lr * (u - m)
         m -= gen_lr * u
-        state = _chase(gen_lr, ta_lr, 3) @ state
+        state = checks._chase(gen_lr, ta_lr, 3) @ state
     assert state.tolist() == pytest.approx([m, u])
 
 
 def test_the_gradient_of_the_kl_is_that_of_the_library():
-    from dipp_core.classroom.exercises.checks_derive import kl_by_mean, kl_by_spread
-    from dipp_core.worlds.gaussian import Gaussian, gaussian_kl
 
     m, spread = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.7, 0.5))
     lam, alpha, sigma = 1.5, 0.8, 0.6
     law = Gaussian((alpha * m)[None], (alpha**2 * spread**2 + sigma**2)[None, None])
     ref = Gaussian(torch.zeros(1).double(), torch.tensor([[alpha**2 * lam + sigma**2]]).double())
     by_mean, by_spread = torch.autograd.grad(gaussian_kl(law, ref), (m, spread))
-    assert by_mean.item() == pytest.approx(kl_by_mean(m.item(), spread.item(), lam, alpha, sigma))
-    assert by_spread.item() == pytest.approx(kl_by_spread(m.item(), spread.item(), lam, alpha, sigma))
+    assert by_mean.item() == pytest.approx(checks.kl_by_mean(m.item(), spread.item(), lam, alpha, sigma))
+    assert by_spread.item() == pytest.approx(checks.kl_by_spread(m.item(), spread.item(), lam, alpha, sigma))
 
 
 def test_conversions_are_those_of_the_library():
-    from dipp_core.classroom.exercises import checks_derive
-    from dipp_core.method.schedule import convert_prediction, vp_continuous
 
     schedule, t = vp_continuous(), torch.tensor([0.3, 0.6])
     eps, xt = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     scales = schedule.alpha(t)[:, None], schedule.sigma(t)[:, None]
-    for target, formula in {"x0": checks_derive._x0, "v": checks_derive._v, "score": checks_derive._score}.items():
+    for target, formula in {"x0": checks._x0, "v": checks._v, "score": checks._score}.items():
         wanted = convert_prediction(eps, xt=xt, t=t, schedule=schedule, source="eps", target=target)
         torch.testing.assert_close(formula(eps, xt, *scales), wanted)
+
+
+def test_where_the_methods_land_is_what_the_library_says():
+    for grid in checks._grids():
+        found = [
+            checks.ikl_shift(-0.6, 2.0, 0.5, grid.noise_var, grid.w),
+            checks.collapse_beta(0.4, 0.1, grid.noise_var, grid.w),
+            checks.huber_beta(-0.4, 0.1, grid.alpha, grid.sigma, grid.w),
+        ]
+        wanted = [
+            gaussian_optima.linear_shift_ikl(-0.6, 2.0, 0.5, grid),
+            gaussian_optima.collapse_beta(0.4, 0.1, grid),
+            gaussian_optima.huber_critical_beta(-0.4, 0.1, grid),
+        ]
+        assert [float(x) for x in found] == pytest.approx([float(x) for x in wanted])
