@@ -20,6 +20,7 @@ import difflib
 import functools
 import importlib.util
 import json
+import os
 import pathlib
 import shutil
 import weakref
@@ -353,8 +354,11 @@ def here(folder: pathlib.Path | str, device: str) -> Machine:
     import psutil
 
     path = pathlib.Path(folder).absolute()
-    disk = shutil.disk_usage(next(place for place in (path, *path.parents) if place.exists())).free
-    disk += sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    disk = shutil.disk_usage(next(one for one in (path, *path.parents) if one.exists())).free
+    for place, _, names in os.walk(path):
+        for name in names:
+            with contextlib.suppress(OSError):  # a file that is gone meanwhile
+                disk += os.stat(os.path.join(place, name)).st_size
     if device == "cuda":
         return Machine("GPU", torch.cuda.mem_get_info()[0], disk)  # what others on it have left
     return Machine("CPU", psutil.virtual_memory().available, disk)

@@ -156,12 +156,12 @@ def test_one_line_names_the_switch_that_makes_it_fit(places):
 
 
 @pytest.mark.parametrize(
-    ("memory", "disk", "words"),
+    ("size", "disk", "words"),
     [(0.1 * GIB, 1e12, "no switch makes it fit"), (1e12, 1e4, "GiB of disk")],
 )
-def test_what_nothing_cures_is_one_line_too(places, memory, disk, words):
+def test_what_nothing_cures_is_one_line_too(places, size, disk, words):
     with pytest.raises(InputError, match=words) as caught:
-        memory.check(Task(reference=str(places["dit"])), PROFILES["cpu"], Machine("GPU", memory, disk), [].append)
+        memory.check(Task(reference=str(places["dit"])), PROFILES["cpu"], Machine("GPU", size, disk), [].append)
     assert "\n" not in str(caught.value)
 
 
