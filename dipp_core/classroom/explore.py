@@ -67,16 +67,7 @@ class Runs:
         return self.rows[(self.rows[list(key)] == pd.Series(key)).all(axis=1)]
 
 
-def draw(
-    runs: Runs,
-    background: tuple[Tensor, Tensor],
-    method: str,
-    knob: float,
-    alpha_cfg: float,
-    *,
-    divergence: str = "ikl_one",
-    label: str = r"integral KL, $w = 1$, in nats",
-):
+def draw(runs: Runs, background: tuple[Tensor, Tensor], method: str, knob: float, alpha_cfg: float) -> Any:
     """A figure of one setting: its samples (first seed) over the reference, and where it lies among all the others.
 
     background: an axis (n,) and the reference's density (n, n) at axis x axis, first index along x_1.
@@ -96,7 +87,7 @@ def draw(
         its = METHODS[name]
         for number, (_, line) in enumerate(means.groupby(level="alpha_cfg")):
             right.plot(
-                line[divergence],
+                line["ikl_one"],
                 line["reward"],
                 its.marker + "-",
                 color=COLORS[its.color],
@@ -105,15 +96,16 @@ def draw(
                 label=its.label if number == 0 else None,
                 linewidth=1,
             )
-    right.plot(chosen[divergence], chosen["reward"], "o", markersize=11, markerfacecolor="none", color=COLORS["exact"])
-    words = f"reward {chosen['reward'].mean():.2f}, divergence {chosen[divergence].mean():.3g}"
-    right.set(xscale="log", xlabel=label, ylabel="mean reward", title=words, ylim=(-0.3, 4))
+    right.plot(chosen["ikl_one"], chosen["reward"], "o", markersize=11, markerfacecolor="none", color=COLORS["exact"])
+    words = f"reward {chosen['reward'].mean():.2f}, divergence {chosen['ikl_one'].mean():.3g}"
+    right.set(xscale="log", ylabel="mean reward", title=words, ylim=(-0.3, 4))
+    right.set_xlabel(r"integral KL, $w = 1$, in nats")
     right.legend(fontsize=8)
     return fig
 
 
-def explorer(runs: Runs, background: tuple[Tensor, Tensor], **numbers):
-    """A widget with one choice of method and a slider each for its knob and its guidance; `numbers` go to `draw`."""
+def explorer(runs: Runs, background: tuple[Tensor, Tensor]) -> Any:
+    """A widget with one choice of method and a slider each for its knob and its guidance."""
     import ipywidgets as widgets
 
     names = [(METHODS[name].label.replace("$", ""), name) for name in runs.methods()]
@@ -124,7 +116,7 @@ def explorer(runs: Runs, background: tuple[Tensor, Tensor], **numbers):
     pictures: dict[tuple, bytes] = {}
     moving = False
 
-    def update(_=None):
+    def update(_: Any = None) -> None:
         nonlocal moving
         if moving:  # a slider that this function itself is moving
             return
@@ -135,7 +127,7 @@ def explorer(runs: Runs, background: tuple[Tensor, Tensor], **numbers):
         moving = False
         setting = (method.value, knob.value, alpha_cfg.value)
         if setting not in pictures:
-            pictures[setting] = _png(draw(runs, background, *setting, **numbers))
+            pictures[setting] = _png(draw(runs, background, *setting))
         canvas.value = pictures[setting]
 
     for control in (method, knob, alpha_cfg):

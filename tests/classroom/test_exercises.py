@@ -52,8 +52,6 @@ MISTAKES = [
     (6, "slope = slope.detach() if", "slope = slope if", "Two letters have the same answer"),
     (6, "x0 = case.x0.clone().requires_grad_()", 'cut = {"s_ta": "s_ref", "s_ref": "s_ta"}.get(cut, cut)\n'
         "    x0 = case.x0.clone().requires_grad_()", "Not right"),
-    (7, ".detach()", "", "The scores carry gradient"),
-    (7, "gap * xt", "gap * xt.detach()", "xt is detached"),
     (7, "return w * ", "return ", "w(t) is missing"),
     (7, "over_cond = guidance_scale - 1", "over_cond = guidance_scale", "counts 1 as off"),
     (7, "over_null = guidance_scale", "over_null = guidance_scale + 1", "one too many"),
@@ -66,8 +64,6 @@ MISTAKES = [
     (9, "q / (w * (1 / noise_var - 1 / (lam + noise_var))).sum()",
         "(w * (1 / noise_var - 1 / (lam + noise_var))).sum() / q", "the threshold is the inverse"),
     (9, "1 / noise_var - 1 / (lam + noise_var)", "1 / (noise_var * (lam + noise_var))", "lam is missing on top"),
-    (9, "(w * (1 / noise_var - 1 / (lam + noise_var))).sum()", "(1 / noise_var - 1 / (lam + noise_var)).mean()",
-        "The weights w are missing"),
     (10, "abs(a)", "a", "it is |a| that counts"),
     (10, "alpha / (alpha**2", "1 / (alpha**2", "alpha(t) is missing on top"),
     (10, "(w * force).sum()", "(w * force**2).sum()", "k enters once"),
@@ -158,14 +154,9 @@ def run(source: str) -> grading.Verdict:
     return eval(compile(ast.Expression(last.value), "<answer>", "eval"), names)
 
 
-def test_every_exercise_has_a_solution_and_at_least_two_mistakes():
-    assert set(SOLUTIONS) == set(EXERCISES)
-    counts = {number: sum(n == number for n, *_ in MISTAKES) for number in EXERCISES}
-    assert min(counts.values()) >= 2
-
-
 @pytest.mark.parametrize("number", sorted(EXERCISES))
 def test_the_check_passes_on_the_solution(number):
+    assert sum(n == number for n, *_ in MISTAKES) >= 2
     verdict = run(SOLUTIONS[number])
     assert (verdict.number, verdict.state) == (number, RIGHT), verdict
 
@@ -180,17 +171,11 @@ def test_the_check_says_what_is_wrong(number, old, new, words):
 
 @pytest.mark.parametrize("number", sorted(EXERCISES))
 def test_the_exercise_asks_for_the_answers_that_the_check_takes_and_begins_open(number):
-    asked = [
-        cell["source"]
-        for cell in cells("90_exercises")
-        if cell["source"].split("\n")[-1].startswith(f"check({number},")
-    ]
-    assert len(asked) == 1
-    wanted = ", ".join(EXERCISES[number].answers)
-    assert asked[0].split("\n")[-1] == f"check({number}, {wanted})"
-    assert SOLUTIONS[number].split("\n")[-1] == f"check({number}, {wanted})"
+    call = f"check({number}, {', '.join(EXERCISES[number].answers)})"
+    (asked,) = [cell["source"] for cell in cells("90_exercises") if cell["source"].endswith(call)]
+    assert SOLUTIONS[number].endswith(call)
     names: dict = {"torch": torch, "check": check, "scene": exercises.scene}
-    exec(asked[0], names)
+    exec(asked, names)
     verdict = check(number, *(names[name] for name in EXERCISES[number].answers))
     assert verdict.state == OPEN
     assert f"hint({number})" in verdict.message
@@ -225,27 +210,18 @@ def test_numbers_may_come_in_any_form_and_precision():
     assert check(8, lambda a, lam, b, s2, w: [float(a / b / (w / (lam + s2)).sum()), lam * a / b]).state == RIGHT
 
 
-@pytest.mark.parametrize("answer", [3.0, "text", object()])
-def test_something_that_is_no_function_is_told_so(answer):
-    verdict = check(9, answer)
-    assert verdict.state == WRONG
-    assert "is to be a function" in verdict.message
-
-
 @pytest.mark.parametrize("answer", [..., None, NotImplemented, lambda *a: None, lambda *a: ..., lambda *a: (1.0, ...)])
 def test_what_is_not_filled_in_is_not_wrong(answer):
     assert check(3, answer).state == OPEN
 
 
-def test_a_check_with_too_few_answers_says_what_it_takes():
-    assert "check(2, to_alpha_cfg, guided)" in check(2, lambda n, s: n).message
-    assert "exercises 1 to 18" in check(19).message
-
-
-def test_nothing_finite_and_shapes_are_told():
+def test_what_cannot_be_judged_is_told():
+    assert "is to be a function" in check(9, 3.0).message
     assert "not finite" in check(9, lambda q, lam, s2, w: float("nan")).message
     assert "has the shape (2,)" in check(9, lambda q, lam, s2, w: [1.0, 2.0]).message
     assert "is a str" in check(9, lambda q, lam, s2, w: "one").message
+    assert "check(2, to_alpha_cfg, guided)" in check(2, lambda n, s: n).message
+    assert "exercises 1 to 18" in check(19).message
 
 
 def test_a_constant_factor_is_recognised():

@@ -6,25 +6,16 @@ import torch
 from IPython.display import Image
 
 from dipp_core.classroom import explore
+from dipp_core.files import InputError
 
 
 @pytest.fixture
 def runs():
     settings = [("dipp_one", beta, alpha) for alpha in (0.0, 2.0) for beta in (1.0, 4.0)]
     settings += [("best_of_n", 2.0, 0.0), ("best_of_n", 64.0, 0.0)]
-    rows = [
-        {
-            "method": method,
-            "knob": knob,
-            "alpha_cfg": alpha,
-            "seed": seed,
-            "reward": 1 / knob + seed,
-            "ikl_one": 0.1 / knob,
-        }
-        for method, knob, alpha in settings
-        for seed in (0, 1)
-    ]
-    return explore.Runs(pd.DataFrame(rows), torch.zeros(len(rows), 5, 2).half())
+    rows = [(*setting, seed, 1 / setting[1] + seed, 0.1 / setting[1]) for setting in settings for seed in (0, 1)]
+    frame = pd.DataFrame(rows, columns=["method", "knob", "alpha_cfg", "seed", "reward", "ikl_one"])
+    return explore.Runs(frame, torch.zeros(len(rows), 5, 2).half())
 
 
 @pytest.fixture
@@ -41,7 +32,7 @@ def test_the_nearest_saved_setting_is_found_with_all_its_seeds(runs):
 
 
 def test_a_method_that_was_not_saved_is_named(runs):
-    with pytest.raises(ValueError, match=r"no saved runs of 'distar': there are dipp_one, best_of_n"):
+    with pytest.raises(InputError, match=r"no saved runs of 'distar': there are dipp_one, best_of_n"):
         runs.at("distar", 1.0, 0.0)
 
 
