@@ -1,8 +1,9 @@
 """What a notebook is made of: its text, and the files of `dipp_core` that it imports, directly or not.
 
 `write` puts both under .work, where the pipeline tracks them: .work/sources/STAGE.ipynb is the notebook without what
-changes when it is opened, run or saved, and .work/code/STAGE names the files of the library with their hashes. So
-saving a notebook makes nothing stale, and an edit of the library makes stale exactly the notebooks that use the file.
+changes when it is opened, run or saved, and .work/code/STAGE names the files of the library with hashes of their code.
+So saving a notebook makes nothing stale, nor does a comment or docstring; an edit of code makes stale exactly the
+notebooks that use the file.
 """
 
 import ast
@@ -124,10 +125,21 @@ def imports(code: str, top: pathlib.Path | None = None) -> list[str]:
     return sorted(found)
 
 
+def code_hash(path: pathlib.Path) -> str:
+    """Of what a file does: comments, docstrings and layout may change without a re-run of anything."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node
+        ):
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
 def code_text(stage: str) -> str:
     """A line for every file of the library that a notebook uses: hash and path."""
     files = imports(code_of(read_notebook(notebook_path(stage))))
-    return "".join(f"{hashlib.sha256((root() / file).read_bytes()).hexdigest()}  {file}\n" for file in files)
+    return "".join(f"{code_hash(root() / file)}  {file}\n" for file in files)
 
 
 # ------------------------------------------------------------------------------------------------- for the pipeline

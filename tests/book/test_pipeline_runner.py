@@ -62,7 +62,7 @@ def finished(small_checkout, adopted, tmp_path_factory):
             path.parent.mkdir(parents=True)
             path.write_text("old")
         small.edit("params.yaml", "steps: 5", "steps: 7")
-        edit = "path = config.root() / 'dipp_core/beta.py'\npath.write_text(path.read_text() + '# edited')\n"
+        edit = "path = config.root() / 'dipp_core/beta.py'\npath.write_text(path.read_text() + 'EDITED = True\\n')\n"
         small.set_cell("02_count", 5, edit + "assert '.work' in beta.__file__\ntotal = beta.count(params.steps)")
         assert pipeline.main(["run", "02_count", "--set", "scale=smoke", "--set", "seed=3"]) == 0
         yield small

@@ -95,10 +95,24 @@ def test_an_edit_of_a_used_file_shows_under_its_name_and_of_another_does_not(sma
     old = draw.read_text(), count.read_text()
     for name in ("beta", "unused", "book/sections"):
         with open(small / f"dipp_core/{name}.py", "a") as file:
-            file.write("# edited\n")
+            file.write("EDITED = True\n")
     sources.write_all()
     assert capsys.readouterr().out == "02_count: dipp_core/beta.py changed\n"
     assert (draw.read_text() == old[0], count.read_text() == old[1]) == (True, False)
+
+
+def test_comments_docstrings_and_layout_are_no_change_of_the_code(small, capsys):
+    path, (_, listed) = small / "dipp_core/beta.py", sources.write("02_count")
+    before, code = listed.read_text(), path.read_text()
+    path.write_text(f'"""Another docstring."""\n\n\n{code.replace("):", "):  # why")}\n\n\nclass A:\n    """Said."""\n')
+    assert sources.write("02_count")[1].read_text() != before
+    path.write_text(f'"""Yet another docstring."""\n{code}class A:\n    """Said otherwise."""\n')
+    known = listed.read_text()
+    sources.write("02_count")
+    assert listed.read_text() == known
+    path.write_text(f"# a comment\n{code}")
+    sources.write("02_count")
+    assert listed.read_text() == before
 
 
 def test_what_is_tracked_is_that_of_the_notebooks_and_of_no_others(small):
