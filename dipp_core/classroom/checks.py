@@ -32,9 +32,6 @@ from dipp_core.method.schedule import (
 from dipp_core.method.staged import Term, staged_gradient
 from dipp_core.worlds.gaussian import NoiseLevels, noise_levels
 
-SPELLINGS = ("s(c) + n [s(c) - s(0)]", "s(0) + n [s(c) - s(0)]", "n s(c) + (1 - n) s(0)")
-
-
 # ----------------------------------------------------------------------------------------------------- 1. conversions
 
 
@@ -78,6 +75,7 @@ def conversions(convert: Any) -> str:
 
 # ----------------------------------------------------------------------------------------------------- 2. conventions
 
+SPELLINGS = ("s(c) + n [s(c) - s(0)]", "s(0) + n [s(c) - s(0)]", "n s(c) + (1 - n) s(0)")
 GUIDED_MISTAKES = {
     "guided: that is the multiplicative convention, in which 1 is off; here 0 is off.": lambda c, n, a: n + a * (c - n),
     "guided: the bracket is turned round: it pushes away from the prompt.": lambda c, n, a: c + a * (n - c),
@@ -157,50 +155,6 @@ def kl_gradient(gradient: Any) -> str:
     outputs = {"by m": (kl_by_mean, MEAN_MISTAKES), "by spread": (kl_by_spread, SPREAD_MISTAKES)}
     settle(gradient, points, outputs, "gradient")
     return "It is E (s_theta - s_ref) d x_t / d theta, the formula of notebook 02, done by hand."
-
-
-# --------------------------------------------------------------------------------------------- 5. the surrogate's value
-
-
-def surrogate_mean(m: float, v: float, lam: float, a: float, s: float) -> float:
-    """E [s_theta(x) - s_ref(x)] x at t, for the generator N(m, v) and the reference N(0, lam)."""
-    return (a * a * (m * m + v) + s * s) / (a * a * lam + s * s) - 1
-
-
-def kl(m: float, v: float, lam: float, a: float, s: float) -> float:
-    """KL(N(m, v) || N(0, lam)) at t."""
-    return 0.5 * (surrogate_mean(m, v, lam, a, s) + math.log((a * a * lam + s * s) / (a * a * v + s * s)))
-
-
-VALUE_MISTAKES = {
-    "mean_value: the part of the generator's own score is missing: E s_theta(x) x = -1, whatever the law.": (
-        lambda m, v, lam, a, s: surrogate_mean(m, v, lam, a, s) + 1
-    ),
-    "mean_value: E x^2 is the variance plus the squared mean.": (
-        lambda m, v, lam, a, s: surrogate_mean(0.0, v, lam, a, s)
-    ),
-    "mean_value: where is the noise? Both laws are those of x_t.": lambda m, v, lam, a, s: (m * m + v) / lam - 1,
-    "mean_value: that is the KL itself; the surrogate is another number, see section 4 of notebook 02.": kl,
-}
-
-
-def surrogate_value(mean_value: Any, blind_spot: Any) -> str:
-    """mean_value(m, v, lam, alpha, sigma) -> E of the surrogate (w = 1); blind_spot(lam) -> (m, v)."""
-    points = [(0.5, 0.8, 1.0, 1.0, 0.7), (-1.0, 0.3, 0.5, 0.8, 0.6), (0.2, 2.0, 1.5, 0.4, 1.2)]
-    settle(mean_value, points, {"mean_value": (surrogate_mean, VALUE_MISTAKES)}, "mean_value")
-    for lam in (0.5, 1.0, 3.0):
-        m, v = tensor(ask(blind_spot, lam), (2,), "blind_spot").tolist()
-        if v <= 0:
-            raise Wrong(f"blind_spot: a variance of {v:g} is no law; v must be positive.")
-        for a, s in ((1.0, 0.5), (0.6, 0.8)):
-            if abs(value := surrogate_mean(m, v, lam, a, s)) > 1e-4:
-                raise Wrong(f"blind_spot({lam:g}): the surrogate's mean is not 0 there but {value:.3g}.")
-            if kl(m, v, lam, a, s) < 1e-3:
-                raise Wrong(f"blind_spot({lam:g}): that is the reference, where the KL is 0 as well. Find another one.")
-    return "A loss of 0 at a generator that is far off: whoever watches the surrogate sees nothing."
-
-
-CUTS = ("nothing", "slope", "s_ta", "s_ref", "xt")
 
 
 # ------------------------------------------------------------------------------ 4. the surrogate, 7. guidance's reward
@@ -285,7 +239,50 @@ def guidance_reward(reward: Any, strengths: Any) -> str:
     )
 
 
+# --------------------------------------------------------------------------------------------- 5. the surrogate's value
+
+
+def surrogate_mean(m: float, v: float, lam: float, a: float, s: float) -> float:
+    """E [s_theta(x) - s_ref(x)] x at t, for the generator N(m, v) and the reference N(0, lam)."""
+    return (a * a * (m * m + v) + s * s) / (a * a * lam + s * s) - 1
+
+
+def kl(m: float, v: float, lam: float, a: float, s: float) -> float:
+    """KL(N(m, v) || N(0, lam)) at t."""
+    return 0.5 * (surrogate_mean(m, v, lam, a, s) + math.log((a * a * lam + s * s) / (a * a * v + s * s)))
+
+
+VALUE_MISTAKES = {
+    "mean_value: the part of the generator's own score is missing: E s_theta(x) x = -1, whatever the law.": (
+        lambda m, v, lam, a, s: surrogate_mean(m, v, lam, a, s) + 1
+    ),
+    "mean_value: E x^2 is the variance plus the squared mean.": (
+        lambda m, v, lam, a, s: surrogate_mean(0.0, v, lam, a, s)
+    ),
+    "mean_value: where is the noise? Both laws are those of x_t.": lambda m, v, lam, a, s: (m * m + v) / lam - 1,
+    "mean_value: that is the KL itself; the surrogate is another number, see section 4 of notebook 02.": kl,
+}
+
+
+def surrogate_value(mean_value: Any, blind_spot: Any) -> str:
+    """mean_value(m, v, lam, alpha, sigma) -> E of the surrogate (w = 1); blind_spot(lam) -> (m, v)."""
+    points = [(0.5, 0.8, 1.0, 1.0, 0.7), (-1.0, 0.3, 0.5, 0.8, 0.6), (0.2, 2.0, 1.5, 0.4, 1.2)]
+    settle(mean_value, points, {"mean_value": (surrogate_mean, VALUE_MISTAKES)}, "mean_value")
+    for lam in (0.5, 1.0, 3.0):
+        m, v = tensor(ask(blind_spot, lam), (2,), "blind_spot").tolist()
+        if v <= 0:
+            raise Wrong(f"blind_spot: a variance of {v:g} is no law; v must be positive.")
+        for a, s in ((1.0, 0.5), (0.6, 0.8)):
+            if abs(value := surrogate_mean(m, v, lam, a, s)) > 1e-4:
+                raise Wrong(f"blind_spot({lam:g}): the surrogate's mean is not 0 there but {value:.3g}.")
+            if kl(m, v, lam, a, s) < 1e-3:
+                raise Wrong(f"blind_spot({lam:g}): that is the reference, where the KL is 0 as well. Find another one.")
+    return "A loss of 0 at a generator that is far off: whoever watches the surrogate sees nothing."
+
+
 # ------------------------------------------------------------------------------------- 6. which gradient was stopped?
+
+CUTS = ("nothing", "slope", "s_ta", "s_ref", "xt")
 
 
 @dataclass(frozen=True)
@@ -532,9 +529,7 @@ def _flows(slope: Any) -> None:
         raise Wrong("slope: it carries no gradient. In Diff-Instruct* the gradient flows through d', so do not detach.")
     (back,) = torch.autograd.grad(found.sum(), y, allow_unused=True)
     if back is None or not back.isfinite().all():
-        raise Wrong(
-            "slope: its own gradient is not finite at y = 0, where training ends. Avoid the norm; square instead."
-        )
+        raise Wrong("slope: its own gradient is not finite at y = 0, where training ends. Square, without the norm.")
 
 
 # ----------------------------------------------------------------------------------- 12. a reward that reads the prompt
@@ -553,9 +548,7 @@ def reward(function: Any) -> str:
         raise Wrong(f"It is not bounded by 1: |r| reaches {float(values.detach().abs().max()):.3g}.")
     part = _values(function, x0[:1, :3], cond[:1, :3])
     if not close(part, values[:1, :3]):
-        raise Wrong(
-            "The value of a sample changes with its neighbours in the batch: it must depend on the sample alone."
-        )
+        raise Wrong("The value of a sample changes with its neighbours in the batch: it may depend on itself alone.")
     leaf = x0.clone().requires_grad_()
     made = ask(function, leaf, cond)
     if not isinstance(made, Tensor) or not made.requires_grad:
@@ -567,18 +560,14 @@ def reward(function: Any) -> str:
     if (gradient[..., 0] == 0).all():
         raise Wrong("It has steps: its gradient is zero everywhere, and says nothing to a generator. Make it smooth.")
     if (gradient[..., 0] == 0).any():
-        raise Wrong(
-            "Flat at some samples within |x_1| < 6: clamp has no gradient beyond its bounds. Use a smooth bound."
-        )
+        raise Wrong("Flat at some samples within |x_1| < 6: clamp has no gradient beyond its bounds. Bend smoothly.")
     if (signs < 0).all():
         raise Wrong("The prompts are exchanged, or the sign: prompt 0 is to like x_1 large, prompt 1 to like it small.")
     if (signs < 0).any():
         raise Wrong("It must rise with x_1 for prompt 0 and fall for prompt 1, everywhere; somewhere it does not.")
     single = ask(function, x0.float(), cond.float())
     if isinstance(single, Tensor) and single.dtype != torch.float32:
-        raise Wrong(
-            f"float32 samples give {single.dtype} values: make constants with x0.new_tensor(..) or plain numbers."
-        )
+        raise Wrong(f"float32 samples give {single.dtype} values: make constants of x0.new_tensor(..) or numbers.")
     return "Smooth, bounded, per sample, and it reads the prompt: `align` takes it as it is."
 
 
@@ -634,9 +623,7 @@ def _asked_rightly(asked: tuple[Tensor, float], z: Tensor, k: int, table: Tensor
     if abs(t - k) < 1e-6 or abs(t - k - 1) < 1e-6:
         raise Wrong(f"The network was asked at t = {t:g}: the integer timestep. Here time is in (0, 1].")
     if abs(t - k / 1000) < 1e-7:
-        raise Wrong(
-            "The network was asked at t = k / T. Step k is t = (k + 1) / T, so that t = 0 is left for clean data."
-        )
+        raise Wrong("The network was asked at t = k / T. Step k is t = (k + 1) / T: t = 0 is left for clean data.")
     if abs(t - (k + 1) / 1000) > 1e-7:
         raise Wrong(f"The network was asked at t = {t:.4g} for k = {k}; wanted is (k + 1) / T = {(k + 1) / 1000:g}.")
     if shown.shape == z.shape and not close(shown, z) and close(shown, sigma * z):
@@ -781,10 +768,6 @@ def _norms_agree(norms: Any, right: dict[str, Tensor], scales: Tensor, batch: in
     compare("The norm of a term", found, wanted, errors)
 
 
-KEPT_WANTED = 0.7
-WORLDS = 60
-
-
 # --------------------------------------------------------------------------------------- 16. how many assistant steps?
 
 
@@ -870,6 +853,9 @@ def momentum(round_matrix: Any, critical_beta1: Any) -> str:
 
 
 # ------------------------------------------------------------------------------------- 18. tune against reward hacking
+
+KEPT_WANTED = 0.7
+WORLDS = 60
 
 
 @functools.cache

@@ -66,9 +66,7 @@ def ask(function: Any, *arguments: Any) -> Any:
     if missing(function):
         raise Open
     if not callable(function):
-        raise Wrong(
-            f"The answer is to be a function, not a {type(function).__name__}: give its name, without brackets."
-        )
+        raise Wrong(f"The answer is to be a function, not a {type(function).__name__}: its name, without brackets.")
     name = getattr(function, "__name__", "the function")
     try:
         value = function(*arguments)
