@@ -42,7 +42,7 @@ def section_of(stage: str, pairs: list[str]) -> Description:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command; whatever is wrong is one line, and the exit code 2."""
-    parser = argparse.ArgumentParser(prog="python -m dipp_core.train", description="Distil, then align.")
+    parser = argparse.ArgumentParser(prog=".venv/bin/python -m dipp_core.train", description="Distil, then align.")
     parser.add_argument("stage", help="the notebook whose section describes the run, say 30_sd15")
     parser.add_argument("--set", action="append", default=[], metavar="key=value", help="change a value of the section")
     parser.add_argument("--folder", help="where checkpoints, curves and the pipeline go; default: .work/full/STAGE/run")

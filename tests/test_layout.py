@@ -34,8 +34,6 @@ ROOMS = {
     "classroom": {"files", "description", "method", "worlds", "rewards", "models", "training", "evaluation", "book"},
 }
 
-UPWARD: dict[str, list[str]] = {}
-
 
 def tree(name: str) -> ast.Module:
     return ast.parse((ROOT / name).read_text())
@@ -54,9 +52,7 @@ def imported(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", [name for name in FILES if room(name) in ROOMS])
 def test_imports_run_one_way(name):
-    own, path = room(name), pathlib.PurePath(name)
-    if path.stem in UPWARD.get(str(path.parent), []):
-        own = "classroom"
+    own = room(name)
     assert sorted(other for other in imported(name) if room(other) not in ROOMS[own] | {own}) == []
 
 

@@ -124,13 +124,39 @@ def test_pictures_have_words_for_those_who_cannot_see_them():
         assert (ROOT / path).is_file()
 
 
-@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "CHANGELOG.md"])
-def test_the_other_pages_lead_somewhere(name):
-    text = (ROOT / name).read_text()
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("https://")]
-    paths = re.findall(r"`((?:dipp_core|tests|data)/[\w./]+\w)`", text)
-    assert [link for link in (*links, *paths) if not (ROOT / link).exists()] == []
-    assert len(text.splitlines()) <= 70
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("data/*/README.md")]
+TEXTS = [*PAGES, *ROOT.glob("*.yaml"), *ROOT.glob("*.toml"), *ROOT.glob("*.ini"), ROOT / "Makefile"]
+TEXTS += [*ROOT.glob("dipp_core/**/*.py"), *ROOT.glob("notebooks/*.ipynb")]
+
+
+def exists(module):
+    """Whether dipp_core.a.b.c is a room, a file or a name of it; the longest part that is a file decides."""
+    parts = module.split(".")
+    for k in range(len(parts), 0, -1):
+        base = ROOT.joinpath(*parts[:k])
+        for path in (base.with_suffix(".py"), base / "__init__.py"):
+            if path.is_file():
+                return k == len(parts) or re.search(rf"\b{parts[k]}\b", path.read_text())
+    return False
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_links_of_a_page_lead_somewhere(path):
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", path.read_text()) if "://" not in link]
+    assert [link for link in links if not (path.parent / link).exists()] == []
+    assert path.name not in ("CONTRIBUTING.md", "CHANGELOG.md") or len(path.read_text().splitlines()) <= 70
+
+
+def test_the_files_and_modules_that_are_named_are_there():
+    """In pages, settings, docstrings and the prose of notebooks."""
+    gone = []
+    for path in TEXTS:
+        text = path.read_text()
+        files = re.findall(r"(?<![\w./])(?:\.\./)*((?:dipp_core|tests|data)/[\w./]*\w)", text)
+        names = [name for name in files if not (ROOT / name).exists()]
+        names += [name for name in re.findall(r"\bdipp_core(?:\.\w+)+", text) if not exists(name)]
+        gone += [f"{path.relative_to(ROOT)}: {name}" for name in names]
+    assert gone == []
 
 
 def test_the_tables_of_the_readme_are_made_by_the_command_it_names(tmp_path):

@@ -3,7 +3,7 @@
 A function claims its lines in its docstring; a notebook shows a function by using it, and the figure is the first one
 that the notebook publishes from that cell on. Nothing here is typed by hand, so the map cannot go stale.
 
-    python -m dipp_core.book.map       rewrite the map in README.md
+    .venv/bin/python -m dipp_core.book.map       rewrite the map in README.md
 """
 
 import ast

@@ -1,12 +1,14 @@
 """The commands behind dvc.yaml and the Makefile: take a cleaned notebook, run it, publish what it made.
 
-    python -m dipp_core.book.pipeline repro [STAGE]     make what is out of date, or one stage with what it needs
-    python -m dipp_core.book.pipeline clean             write what the stages depend on (first stage of the pipeline)
-    python -m dipp_core.book.pipeline run STAGE         run one notebook and publish under reports/
-    python -m dipp_core.book.pipeline site              write the site, reports/index.html (last stage of the pipeline)
-    python -m dipp_core.book.pipeline slides            write the lecture, reports/slides/index.html
-    python -m dipp_core.book.pipeline strip [STAGE ..]  remove outputs from notebooks before a commit
-    python -m dipp_core.book.pipeline lint              check what every notebook must be
+    make repro [STAGE=..]    make what is out of date, or one stage with what it needs
+    make strip, make lint    remove outputs from notebooks before a commit; check what every notebook must be
+    make slides              write the lecture, reports/slides/index.html
+
+For the stages of dvc.yaml, and by hand, `.venv/bin/python -m dipp_core.book.pipeline` takes a command:
+
+    clean          write what the stages depend on (first stage of the pipeline)
+    run STAGE      run one notebook and publish under reports/
+    site           write the site, reports/index.html (last stage of the pipeline)
 
 A run works on copies: what is edited while it runs changes nothing in it, and the next `make repro` runs it again.
 Results are collected in a folder of their own and renamed into `reports/` only when the whole notebook has succeeded.
@@ -184,7 +186,7 @@ def target(stage: str) -> str:
 
 
 def repro(stage: str | None, force: bool = False) -> int:
-    """`dvc repro`, once params.yaml is known to be right; says at the end what every stage took."""
+    """`make repro`, once params.yaml is known to be right; says at the end what every stage took."""
     config.check()
     words = ["repro", *(["--single-item", "--force"] if force else []), *([target(stage)] if stage else [])]
     if code := subprocess.run([sys.executable, "-m", "dvc", *words], cwd=root()).returncode:
@@ -233,7 +235,9 @@ def lint(stage: str) -> list[str]:
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m dipp_core.book.pipeline", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog=".venv/bin/python -m dipp_core.book.pipeline", description=__doc__.split("\n")[0]
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name in ("clean", "site", "slides", "lint"):
         commands.add_parser(name)

@@ -4,7 +4,7 @@ Kinds of rows are never mixed: what the papers report, what others report of the
 full scale, where "not run here" stands until somebody has run it. In CSV every number is a row of its own with its
 source (`results`); in Markdown and LaTeX the kinds stand one under the other, each with its own columns.
 
-    python -m dipp_core.book.tables       write the tables of results and times in README.md anew
+    .venv/bin/python -m dipp_core.book.tables       write the tables of results and times in README.md anew
 """
 
 import dataclasses

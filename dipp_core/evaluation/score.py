@@ -243,8 +243,8 @@ def fid(
         metric = FrechetInceptionDistance(feature=feature, normalize=False).to(device)
     except (ImportError, OSError) as error:
         raise InputError(
-            f"FID needs torchmetrics, and torch-fidelity with Inception's weights, which it fetches "
-            f"({first_line(error)}): `.venv/bin/pip install torch-fidelity`, and try again with a network"
+            f"FID needs torchmetrics, torch-fidelity, and Inception's weights, which it fetches "
+            f"({first_line(error)}): run `make setup`, and try again with a network"
         ) from None
     size = min(draw.read(pictures[0]).shape[1:])
     for paths, real in ((known, True), (pictures, False)):

@@ -1,8 +1,8 @@
 """What a training step costs.
 
-    python -m dipp_core.training.bench                                # the miniature, on a CPU, all methods
-    python -m dipp_core.training.bench --size full                    # SD1.5 and PixArt-alpha at 512 pixels, on a CPU
-    python -m dipp_core.training.bench --size full --device cuda      # the same on a GPU, and every memory switch
+    make bench          the miniature, on a CPU, all methods
+    make bench-large    SD1.5 and PixArt-alpha at 512 pixels, on a CPU
+    make bench-gpu      the same on a GPU, and every memory switch
 
 The miniature's steps are told as ratios to the passes through networks that they cannot do without. Step and passes are
 timed by turns, so that a busy machine disturbs both alike; only ratios mean something. At true size it is seconds and
@@ -426,7 +426,7 @@ def alone(case: Case) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dipp_core.training.bench")
+    parser = argparse.ArgumentParser(prog=".venv/bin/python -m dipp_core.training.bench")
     parser.add_argument("--size", choices=("tiny", "mini", "full"), default="mini")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of --size full")
     parser.add_argument("--only", action="append", metavar="CASE", help="of --size full; may be given again")

@@ -109,8 +109,9 @@ def find_adam(switches: Switches, device: str) -> Adam:
     try:
         from bitsandbytes.optim import Adam8bit
     except ImportError:
-        cure = "`pip install bitsandbytes`, or set eight_bit_adam = false"
-        raise InputError(f"eight_bit_adam needs the package bitsandbytes, which is not here: {cure}") from None
+        why = "eight_bit_adam needs the package bitsandbytes, which is not here"
+        cure = "`.venv/bin/python -m ensurepip`, `.venv/bin/python -m pip install bitsandbytes`"
+        raise InputError(f"{why}: {cure}, or set eight_bit_adam = false") from None
     return Adam8bit
 
 

@@ -35,7 +35,7 @@ def test_every_line_is_shown_in_a_notebook_with_a_figure():
 
 def test_the_readme_shows_the_current_map():
     text = (config.root() / "README.md").read_text()
-    assert map.readme_with_map(text) == text, "run `python -m dipp_core.book.map`"
+    assert map.readme_with_map(text) == text, "run `.venv/bin/python -m dipp_core.book.map`"
 
 
 def test_a_line_claimed_twice_is_an_error(bare):

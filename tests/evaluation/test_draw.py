@@ -318,10 +318,10 @@ def test_an_export_is_asked_at_its_own_timestep(tmp_path):
     rows = {"ours": types.SimpleNamespace(model_dump=lambda exclude: vars(sampler))}
 
     def gone(stage, name):
-        raise InputError(f"{stage}/{name} is missing: run `dvc repro {stage}`")
+        raise InputError(f"{stage}/{name} is missing: run `make repro STAGE={stage}`")
 
     ours = draw.samplers(rows, lambda stage, name: (tmp_path / stage / name, {"t_star": 399}))["ours"]
     assert ours.timesteps == (399,)
     assert draw.locate(ours) == tmp_path / "30_sd15" / "dipp"
-    with pytest.raises(InputError, match="30_sd15/dipp is missing: run `dvc repro 30_sd15`"):
+    with pytest.raises(InputError, match="30_sd15/dipp is missing: run `make repro STAGE=30_sd15`"):
         draw.locate(draw.samplers(rows, gone)["ours"])
