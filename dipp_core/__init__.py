@@ -1,7 +1,7 @@
 """Diff-Instruct++ and Diff-Instruct*: aligning one-step text-to-image generators with human preferences.
 
-The library has eight rooms; each imports only those before it. Import from the file that holds a name:
-`from dipp_core.method.algorithm import align`.
+The library has eight rooms; each imports only those before it (`evaluation` and `book` nothing of `training`). Import
+from the file that holds a name: `from dipp_core.method.algorithm import align`.
 
 - `method`, what the papers say: `schedule` (noise levels and weights), `scores` and `guidance`, `divergences` (the two
   losses), `assistant`, `generator`, `staged` (backward in stages) and `algorithm` (Algorithm 1: `preset`, `align`).
@@ -14,8 +14,11 @@ The library has eight rooms; each imports only those before it. Import from the 
 - `book`, what the book is made of: parameters, pipeline, reports, results and claims, the site.
 - `classroom`, what a reader does: exercises with graders, a playground, votes.
 
-One run of Diff-Instruct++, in a world where its end is known. The reference is a normal law; the generator adds a mean
-to its noise and learns only that; the reward is x itself, with beta = 1 / alpha_rew = 2:
+Beside them: `one_file.py`, the whole method in one file that runs; the commands `train.py` and `evaluate.py`;
+`description.py`, what a training at full scale is told; `files.py` (`InputError`); `repair.py`, for the set-up.
+
+One run of Diff-Instruct++, in a world where its end is known. The reference is a normal distribution; the generator
+adds a mean to its noise and learns only that; the reward is x itself, with beta = 1 / alpha_rew = 2:
 
     >>> import torch
     >>> from dipp_core.method import algorithm, schedule

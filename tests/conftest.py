@@ -244,5 +244,5 @@ def small(small_checkout, adopted, tmp_path):
 
 @pytest.fixture(scope="session")
 def stages_run():
-    """The stages that `dvc repro` ran, in order, from what it printed."""
+    """The stages that `make repro` ran, in order, from what it printed."""
     return lambda output: re.findall(r"Running stage '(?:\w+@)?(\w+)'", output)

@@ -4,7 +4,7 @@ Nothing here is trained, and nothing looks at how a picture was made: the score 
 a generated picture as it judges a drawn one. Training never sees it; it makes the preference pairs, and it tells
 afterwards whether a higher reward was a better picture.
 
-    python -m dipp_core.worlds.shapes_gold      (writes the tables of data/shapes again; a test holds them to the code)
+    .venv/bin/python -m dipp_core.worlds.shapes_gold     writes the tables of data/shapes; a test holds them to the code
 """
 
 import functools

@@ -246,7 +246,7 @@ def test_diversity_is_the_mean_distance_of_different_pictures():
 
 
 def test_the_small_files_are_what_the_code_makes(checkout):
-    """Captions to the letter, statistics to their last digit; else: python -m dipp_core.worlds.shapes_gold."""
+    """Captions to the letter, statistics to the last digit; else `.venv/bin/python -m dipp_core.worlds.shapes_gold`."""
     files = {name: (checkout / "data/shapes" / name).read_text() for name in shapes_gold.DATA_TABLES}
     assert files["captions.csv"] == shapes_gold.captions_table()
     kept, made = (
