@@ -33,7 +33,7 @@ strip: setup  ## remove outputs from notebooks before a commit
 lab: setup  ## open JupyterLab in the environment
 	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/python -m jupyterlab --ServerApp.root_dir=. notebooks/00_start_here.ipynb
 
-slides: setup  ## make a lecture of the theory chapters: reports/slides/index.html
+slides: setup  ## make a deck for every session of TEACHING.md: reports/slides/index.html
 	$(BIN)/python -m dipp_core.book.pipeline slides
 
 bench: setup  ## measure what a training step costs against the network passes it is made of

@@ -111,7 +111,7 @@ def test_killing_a_run_ends_its_kernel_keeps_what_is_done_and_leaves_nothing_hal
         "figures/01_draw/curve.png",
         "manifests/01_draw.json",
         "metrics/01_draw.json",
-        "notebooks/01_draw.html",
+        "notebooks/01_draw.ipynb",
         "tables/01_draw/curve.csv",
     }
     old = {name: content for name, content in story.after_kill.items() if name not in done}

@@ -2,7 +2,7 @@
 
     make repro [STAGE=..]    make what is out of date, or one stage with what it needs
     make strip, make lint    remove outputs from notebooks before a commit; check what every notebook must be
-    make slides              write the lecture, reports/slides/index.html
+    make slides              write the lectures, reports/slides/index.html
 
 For the stages of dvc.yaml, and by hand, `.venv/bin/python -m dipp_core.book.pipeline` takes a command:
 
@@ -31,7 +31,7 @@ import subprocess
 import sys
 import time
 
-from dipp_core.book import config, machine, sources
+from dipp_core.book import config, executed, machine, sources
 from dipp_core.files import InputError, only_one, root, write_whole
 
 DISK_FULL = os.strerror(errno.ENOSPC)
@@ -135,9 +135,7 @@ def publish(stage: str, work: pathlib.Path, reports: pathlib.Path) -> None:
 
 
 def run(stage: str, overrides: dict, reports: pathlib.Path | None = None) -> None:
-    """Run one notebook and publish its figures, tables, metrics, page and manifest."""
-    from dipp_core.book import page
-
+    """Run one notebook and publish its figures, tables, metrics, executed notebook and manifest."""
     values, threads, start = config.section(stage, overrides), config.read()["threads"], time.time()
     work = (root() / ".work" / "runs" if reports is None else reports.resolve() / ".work") / stage
     reports = (reports or root() / "reports").resolve()
@@ -147,14 +145,10 @@ def run(stage: str, overrides: dict, reports: pathlib.Path | None = None) -> Non
         used = source.read_text() + code.read_text()
         shutil.copytree(root() / "dipp_core", work / "code" / "dipp_core", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copyfile(source, work / "source.ipynb")
-        try:
-            page.render(sources.read_notebook(source))  # faults of the page show before the long run
-            os.environ.update(kernel_environment(work, reports, threads))
-            notebook = execute(stage, values.model_dump(), work)
-            text = page.render(notebook, work / "reports" / "figures" / stage, values.scale)
-        except page.PageError as error:
-            raise InputError(f"{stage}: {error}") from None
-        write_whole(work / "reports" / "notebooks" / f"{stage}.html", text)
+        os.environ.update(kernel_environment(work, reports, threads))
+        notebook = execute(stage, values.model_dump(), work)
+        text = executed.published(notebook, work / "reports" / "figures" / stage, values.scale)
+        write_whole(work / "reports" / "notebooks" / f"{stage}.ipynb", text)
         place = work / "reports" / "manifests" / f"{stage}.json"
         write_manifest(place, stage, values.model_dump(), threads, start, used)
         if (config.section(stage, overrides), config.read()["threads"]) != (values, threads):
@@ -207,14 +201,16 @@ def shares(folder: pathlib.Path) -> str:
     return "\n".join([*lines, f"{'together':36s} {total / 60:5.1f} min"])
 
 
-def write_site(command: str) -> None:
-    """`site`: reports/index.html and reports/site; `slides`: reports/slides."""
-    from dipp_core.book import chapters, site, slides
+def write_site(name: str) -> None:
+    """`site`: reports/index.html and reports/site; `slides`: reports/slides (both take a second to import)."""
+    if name == "site":
+        from dipp_core.book import site
 
-    try:
-        {"site": site.build, "slides": slides.build}[command](root())
-    except chapters.SiteError as error:
-        raise InputError(f"{command}: {error}") from None
+        site.build(root())
+    else:
+        from dipp_core.book import slides
+
+        slides.build(root())
 
 
 def lint(stage: str) -> list[str]:

@@ -15,7 +15,7 @@ COUNTED = {
     "figures/02_count/dots.txt",
     "manifests/02_count.json",
     "metrics/02_count.json",
-    "notebooks/02_count.html",
+    "notebooks/02_count.ipynb",
     "tables/02_count/count.csv",
 }
 
