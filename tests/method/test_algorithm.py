@@ -242,6 +242,7 @@ def test_what_is_not_finite_is_named_with_the_last_good_step_and_moves_nothing(n
     assert (caught.value.step, caught.value.term) == (2, name)
     assert caught.value.last_record is last
     assert torch.equal(run.weights(), kept)
+    assert all(parameter.grad is None for parameter in run.gen_net.parameters())
 
 
 def test_resuming_continues_exactly():
