@@ -4,6 +4,7 @@
 picture wherever no kernel listens.
 """
 
+import functools
 import io
 from dataclasses import dataclass
 from typing import Any
@@ -86,16 +87,14 @@ def draw(runs: Runs, background: tuple[Tensor, Tensor], method: str, knob: float
         means = runs.rows[runs.rows["method"] == name].groupby(["alpha_cfg", "knob"]).mean(numeric_only=True)
         its = METHODS[name]
         for number, (_, line) in enumerate(means.groupby(level="alpha_cfg")):
-            right.plot(
-                line["ikl_one"],
-                line["reward"],
-                its.marker + "-",
-                color=COLORS[its.color],
-                alpha=1 if name == method else 0.35,
-                markersize=4,
-                label=its.label if number == 0 else None,
-                linewidth=1,
-            )
+            style = {
+                "color": COLORS[its.color],
+                "alpha": 1 if name == method else 0.35,
+                "markersize": 4,
+                "linewidth": 1,
+            }
+            label = its.label if number == 0 else None
+            right.plot(line["ikl_one"], line["reward"], its.marker + "-", label=label, **style)
     right.plot(chosen["ikl_one"], chosen["reward"], "o", markersize=11, markerfacecolor="none", color=COLORS["exact"])
     words = f"reward {chosen['reward'].mean():.2f}, divergence {chosen['ikl_one'].mean():.3g}"
     right.set(xscale="log", ylabel="mean reward", title=words, ylim=(-0.3, 4))
@@ -113,8 +112,20 @@ def explorer(runs: Runs, background: tuple[Tensor, Tensor]) -> Any:
     alpha_cfg = widgets.SelectionSlider(options=[0.0], description="alpha_cfg")
     knob = widgets.SelectionSlider(options=[0.0], description="beta")
     canvas = widgets.Image(format="png", layout={"max_width": "900px"})
-    pictures: dict[tuple, bytes] = {}
     moving = False
+
+    @functools.cache
+    def picture(*setting: Any) -> bytes:
+        fig, buffer = draw(runs, background, *setting), io.BytesIO()
+        fig.savefig(buffer, format="png", dpi=90)
+        plt.close(fig)
+        return buffer.getvalue()
+
+    def offer(slider: Any, values: list[float]) -> None:
+        """New options, at the one nearest to where the slider stands."""
+        nearest = min(values, key=lambda value: abs(value - slider.value))
+        slider.options = [(f"{value:g}", value) for value in values]
+        slider.value = nearest
 
     def update(_: Any = None) -> None:
         nonlocal moving
@@ -122,13 +133,10 @@ def explorer(runs: Runs, background: tuple[Tensor, Tensor]) -> Any:
             return
         moving = True
         knob.description = METHODS[method.value].knob
-        _offer(alpha_cfg, runs.strengths(method.value))
-        _offer(knob, runs.knobs(method.value, alpha_cfg.value))
+        offer(alpha_cfg, runs.strengths(method.value))
+        offer(knob, runs.knobs(method.value, alpha_cfg.value))
         moving = False
-        setting = (method.value, knob.value, alpha_cfg.value)
-        if setting not in pictures:
-            pictures[setting] = _png(draw(runs, background, *setting))
-        canvas.value = pictures[setting]
+        canvas.value = picture(method.value, knob.value, alpha_cfg.value)
 
     for control in (method, knob, alpha_cfg):
         control.observe(update, names="value")
@@ -146,19 +154,3 @@ class LiveOrStill:
     def _repr_mimebundle_(self, include=None, exclude=None):
         picture, about = self.still._repr_mimebundle_()
         return picture | self.widget._repr_mimebundle_(), about
-
-
-def _offer(slider: Any, values: list[float]) -> None:
-    """New options for a slider, at the one nearest to where it stands."""
-    options = [(f"{value:g}", value) for value in values]
-    if list(slider.options) != options:
-        nearest = min(values, key=lambda value: abs(value - slider.value))
-        slider.options = options
-        slider.value = nearest
-
-
-def _png(fig: Any) -> bytes:
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=90)
-    plt.close(fig)
-    return buffer.getvalue()

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Formula = Callable[..., Any]
+Judged = tuple[Any, dict[str, Any]]  # what is right; and what comes out with a mistake, under what to say about it
+Formula = Callable[..., Judged]
 OPEN, WRONG, RIGHT = "not answered yet", "not yet", "right"
 
 
@@ -134,26 +135,25 @@ def _factor(ratio: float) -> str:
     return next((text for value, text in known.items() if abs(ratio - value) < 1e-4), f"{ratio:.3g} times that")
 
 
-def settle(
-    function: Any, points: Sequence[tuple], outputs: Mapping[str, tuple[Formula, Mapping[str, Formula]]], call: str
-) -> None:
-    """Compare the outputs of a function with formulas of the same arguments, over all points at once.
+def agree(name: str, found: Sequence[Tensor], wanted: Sequence[Judged]) -> None:
+    """`compare` over all points at once: what was found, and what a formula gives, at each."""
+    mistakes = {text: _join([wrong[text] for _, wrong in wanted]) for text in wanted[0][1]}
+    compare(name, _join(found), _join([right for right, _ in wanted]), mistakes)
 
-    outputs: name -> (the right formula, {what to say: the formula of a mistake}). More than one output is a tuple.
-    """
+
+def settle(function: Any, points: Sequence[tuple], outputs: Mapping[str, Formula], call: str) -> None:
+    """Compare the outputs of a function, by name, with formulas of the same arguments. More than one are a tuple."""
     values = [ask(function, *point) for point in points]
-    if len(outputs) > 1:
-        for value in values:
-            if not isinstance(value, tuple | list) or len(value) != len(outputs):
-                raise Wrong(f"{call} is to return {len(outputs)} things, ({', '.join(outputs)}).")
-        values = [list(value) for value in values]
-    else:
-        values = [[value] for value in values]
-    for index, (name, (right, mistakes)) in enumerate(outputs.items()):
-        wanted = [torch.as_tensor(right(*point)).double() for point in points]
-        found = [tensor(value[index], w.shape, name) for value, w in zip(values, wanted, strict=True)]
-        errors = {text: _join([wrong(*point) for point in points]) for text, wrong in mistakes.items()}
-        compare(name, _join(found), _join(wanted), errors)
+    if len(outputs) == 1:
+        values = [(value,) for value in values]
+    for value in values:
+        if not isinstance(value, tuple | list) or len(value) != len(outputs):
+            raise Wrong(f"{call} is to return {len(outputs)} things, ({', '.join(outputs)}).")
+    for index, (name, formula) in enumerate(outputs.items()):
+        wanted = [formula(*point) for point in points]
+        shapes = [torch.as_tensor(right).shape for right, _ in wanted]
+        found = [tensor(value[index], shape, name) for value, shape in zip(values, shapes, strict=True)]
+        agree(name, found, wanted)
 
 
 def _join(values: Sequence[Any]) -> Tensor:
@@ -179,9 +179,8 @@ def pull(function: Any, x0: Tensor, *arguments: Tensor) -> Tensor:
         raise Wrong(f"{name} gives a value per coordinate: sum over the sample, so that a scalar product is left.")
     if values.shape != x0.shape[:1]:
         raise Wrong(f"{name} is to give one value per sample, shape {tuple(x0.shape[:1])}, not {tuple(values.shape)}.")
-    (gradient,) = (
-        torch.autograd.grad(values.sum(), x0, allow_unused=True, retain_graph=True) if values.requires_grad else (None,)
-    )
-    if gradient is None:
-        raise Wrong("No gradient reaches the generator: xt is detached. It is the one thing that must carry gradient.")
-    return gradient.detach()
+    if values.requires_grad:
+        (gradient,) = torch.autograd.grad(values.sum(), x0, allow_unused=True, retain_graph=True)
+        if gradient is not None:
+            return gradient
+    raise Wrong("No gradient reaches the generator: xt is detached. It is the one thing that must carry gradient.")
