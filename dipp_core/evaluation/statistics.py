@@ -1,11 +1,10 @@
-"""Numbers: of clouds in the plane, of the miniature's pictures, and their 95% intervals over captions and seeds.
+"""Numbers of the miniature's pictures, and their 95% intervals over captions and seeds.
 
 Pictures come as (captions, pictures of each). Those of one caption are alike, so it is captions that are drawn again
 and again to see how much a number owes to the choice of them. A Frechet distance then compares with the data of the
 captions drawn, as often as they were: else it would measure how the draw differs from all captions.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -215,38 +214,3 @@ def two_tables(
         whole.append(head | ends)
         short.append(head | words)
     return pd.DataFrame(whole), pd.DataFrame(short)
-
-
-# ------------------------------------------------------------------------------------------------ clouds in the plane
-
-
-def sliced_w2(x: Tensor, y: Tensor, projections: int = 48) -> float:
-    """Sliced 2-Wasserstein distance of two clouds in the plane, (N, 2) each, over equally spaced angles.
-
-    On a line the optimal transport between clouds of equal size pairs sorted points.
-    """
-    angles = torch.arange(projections, dtype=x.dtype, device=x.device) * (math.pi / projections)
-    directions = torch.stack([angles.cos(), angles.sin()])
-    gap = (x @ directions).sort(dim=0).values - (y @ directions).sort(dim=0).values
-    return gap.square().mean().sqrt().item()
-
-
-def coverage(samples: Tensor, means: Tensor, target: Tensor, radius: float, share: float = 0.25) -> Tensor:
-    """How many modes are covered: those with more than `share` of their target weight within `radius`.
-
-    samples (..., N, 2), means (k, 2), target weights (k,) -> (...), whole numbers.
-    """
-    near = (samples.unsqueeze(-2) - means).norm(dim=-1) < radius
-    return (near.float().mean(-2) > share * target).sum(-1)
-
-
-def precision(samples: Tensor, means: Tensor, radius: float) -> Tensor:
-    """The share of samples within `radius` of some mode; samples (..., N, 2), means (k, 2) -> (...)."""
-    near = (samples.unsqueeze(-2) - means).norm(dim=-1) < radius
-    return near.any(-1).float().mean(-1)
-
-
-def mode_weights(samples: Tensor, means: Tensor) -> Tensor:
-    """The share of samples whose nearest mode is k; samples (..., N, 2), means (k, 2) -> (..., k)."""
-    nearest = (samples.unsqueeze(-2) - means).norm(dim=-1).argmin(-1)
-    return torch.nn.functional.one_hot(nearest, len(means)).float().mean(-2)

@@ -1,13 +1,11 @@
 """The judges' numbers against loops over single pictures, intervals and distances against closed forms."""
 
 import dataclasses
-import math
 
 import pytest
 import torch
 
 from dipp_core.evaluation import statistics
-from dipp_core.evaluation.statistics import coverage, mode_weights, precision, sliced_w2
 from dipp_core.files import InputError
 from dipp_core.models.miniature import seeded
 from dipp_core.rewards.shapes import AttributeClassifier, PreferenceReward
@@ -165,38 +163,3 @@ def test_other_captions_and_other_numbers_of_seeds_are_refused(images, judges):
     three = verdicts_of(images, judges, 3)
     with pytest.raises(InputError, match="b has 2 verdicts: one a seed, 3, or a single one"):
         statistics.compare({"a": three, "b": three[:2]}, judges, resamples=2, generator=rng())
-
-
-# ------------------------------------------------------------------------------------------------ clouds in the plane
-
-
-@pytest.fixture
-def cloud():
-    return torch.randn(500, 2, generator=rng(), dtype=torch.float64)
-
-
-def test_sliced_w2_of_shifted_and_scaled_clouds_in_closed_form(cloud):
-    assert sliced_w2(cloud, cloud.flip(0)) == 0.0
-    shift, size = torch.tensor([0.3, -0.4], dtype=torch.float64), cloud.square().sum(-1).mean().sqrt().item()
-    assert sliced_w2(cloud, cloud + shift) == pytest.approx(0.5 / math.sqrt(2), rel=1e-12)
-    assert sliced_w2(cloud, 3 * cloud) == pytest.approx(2 * size / math.sqrt(2), rel=1e-12)
-
-
-MODES = torch.tensor([[0.0, 0.0], [4.0, 0.0]], dtype=torch.float64)
-
-
-def test_precision_counts_what_is_near_a_mode():
-    samples = torch.tensor([[0.1, 0.0], [3.9, 0.0], [2.0, 0.0], [0.0, 1.1]], dtype=torch.float64)
-    assert precision(samples, MODES, radius=1.0).item() == 0.5
-    assert precision(torch.stack([samples, samples[:2].repeat(2, 1)]), MODES, radius=1.0).tolist() == [0.5, 1.0]
-
-
-def test_a_mode_is_covered_when_it_has_its_share(cloud):
-    samples = torch.cat([0.1 * cloud[:400], 0.1 * cloud[400:] + MODES[1]])  # a fifth at the second mode
-    assert coverage(samples, MODES, torch.tensor([0.5, 0.5]), radius=1.0).item() == 2
-    assert coverage(samples, MODES, torch.tensor([0.1, 0.9]), radius=1.0).item() == 1
-
-
-def test_the_weights_of_the_modes_are_the_shares_nearest_to_them(cloud):
-    samples = torch.cat([0.1 * cloud[:400], 0.1 * cloud[400:] + MODES[1]])
-    torch.testing.assert_close(mode_weights(samples, MODES), torch.tensor([0.8, 0.2]))

@@ -1,5 +1,7 @@
 """Stacked networks are many separate ones; a world is a distribution, its prompts, and its exact diffused scores."""
 
+import math
+
 import pytest
 import torch
 from torch.nn.functional import silu
@@ -75,3 +77,35 @@ def test_a_world_is_its_prompts_its_spread_and_its_exact_reference(world):
     xt, t = torch.randn(40, 2, generator=rng()), torch.rand(40, generator=rng())
     exact = world.law.given(world.prompts[0]).diffused(EDM, t.double()).score(xt.double())
     torch.testing.assert_close(world.ref(xt, t, world.prompts[0].float()), exact.float(), atol=2e-4, rtol=1e-3)
+
+
+@pytest.fixture
+def cloud():
+    return torch.randn(500, 2, generator=rng(), dtype=torch.float64)
+
+
+def test_sliced_w2_of_shifted_and_scaled_clouds_in_closed_form(cloud):
+    assert plane.sliced_w2(cloud, cloud.flip(0)) == 0.0
+    shift, size = torch.tensor([0.3, -0.4], dtype=torch.float64), cloud.square().sum(-1).mean().sqrt().item()
+    assert plane.sliced_w2(cloud, cloud + shift) == pytest.approx(0.5 / math.sqrt(2), rel=1e-12)
+    assert plane.sliced_w2(cloud, 3 * cloud) == pytest.approx(2 * size / math.sqrt(2), rel=1e-12)
+
+
+MODES = torch.tensor([[0.0, 0.0], [4.0, 0.0]], dtype=torch.float64)
+
+
+def test_precision_counts_what_is_near_a_mode():
+    samples = torch.tensor([[0.1, 0.0], [3.9, 0.0], [2.0, 0.0], [0.0, 1.1]], dtype=torch.float64)
+    assert plane.precision(samples, MODES, radius=1.0).item() == 0.5
+    assert plane.precision(torch.stack([samples, samples[:2].repeat(2, 1)]), MODES, radius=1.0).tolist() == [0.5, 1.0]
+
+
+def test_a_mode_is_covered_when_it_has_its_share(cloud):
+    samples = torch.cat([0.1 * cloud[:400], 0.1 * cloud[400:] + MODES[1]])  # a fifth at the second mode
+    assert plane.coverage(samples, MODES, torch.tensor([0.5, 0.5]), radius=1.0).item() == 2
+    assert plane.coverage(samples, MODES, torch.tensor([0.1, 0.9]), radius=1.0).item() == 1
+
+
+def test_the_weights_of_the_modes_are_the_shares_nearest_to_them(cloud):
+    samples = torch.cat([0.1 * cloud[:400], 0.1 * cloud[400:] + MODES[1]])
+    torch.testing.assert_close(plane.mode_weights(samples, MODES), torch.tensor([0.8, 0.2]))
