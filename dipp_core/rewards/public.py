@@ -17,8 +17,8 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +35,7 @@ BLIP_TOKENS, BLIP_SIZE = 35, 224
 
 @dataclass(frozen=True)
 class File:
-    """A published file: its hub id with the commit it is taken from, and how large it is to fetch.
-
-    also: the name under which the same file is published elsewhere.
-    """
+    """A published file: where, of which commit, how large, and its other name where it is published twice."""
 
     name: str
     repo: str
@@ -47,20 +44,14 @@ class File:
     also: str = ""
 
 
-@dataclass(frozen=True)
-class Towers:
-    """The sizes of the networks that their packages fix in code; `tiny` gives smaller ones.
+class Towers(NamedTuple):
+    """Sizes that packages fix in code: of ImageReward's vision transformer; of HPSv2's CLIP, None for ViT-H-14."""
 
-    blip: of ImageReward's vision transformer. hps: of HPSv2's CLIP, None for open_clip's ViT-H-14.
-    """
-
-    blip: Mapping[str, int] = field(
-        default_factory=lambda: {"patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16}
-    )
-    hps: Mapping[str, Any] | None = None
+    blip: Mapping[str, int]
+    hps: Mapping[str, Any] | None
 
 
-PUBLISHED = Towers()
+PUBLISHED = Towers({"patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16}, None)
 
 
 # ------------------------------------------------------------------------------------------------- finding the files
@@ -86,18 +77,18 @@ def locate(reward: str, files: Sequence[File], source: str | pathlib.Path | None
         needs = ", ".join(f"{file.name} ({file.size})" for file in files)
         raise InputError(f"{reward} needs {needs}: give their folder, or the hub id {files[0].repo}; {how}")
     path = pathlib.Path(source).expanduser()
+    if path.is_file():
+        if len(files) > 1:
+            raise InputError(f"{path} is one file, but {reward} needs {len(files)}: give their folder; {how}")
+        return {files[0].name: path}
     if path.is_dir():
         found = {}
         for file in files:
-            names = [name for name in (file.name, file.also) if name and (path / name).is_file()]
-            if not names:
+            there = [path / name for name in (file.name, file.also) if (path / name).is_file()]
+            if not there:
                 raise InputError(f"{path / file.name} ({file.size}) is missing: {reward} needs it; {how}")
-            found[file.name] = path / names[0]
+            found[file.name] = there[0]
         return found
-    if path.is_file() and len(files) > 1:
-        raise InputError(f"{path} is one file, but {reward} needs {len(files)}: give the folder they are in; {how}")
-    if path.is_file():
-        return {files[0].name: path}
     repo, _, commit = str(source).partition("@")
     if repo == files[0].repo:
         commit = commit or files[0].revision
@@ -107,11 +98,11 @@ def locate(reward: str, files: Sequence[File], source: str | pathlib.Path | None
 
     paths = {}
     for file in files:
-        place = (repo, commit) if file.repo == files[0].repo else (file.repo, file.revision)
+        name, pinned = (repo, commit) if file.repo == files[0].repo else (file.repo, file.revision)
         try:
-            paths[file.name] = pathlib.Path(huggingface_hub.hf_hub_download(place[0], file.name, revision=place[1]))
+            paths[file.name] = pathlib.Path(huggingface_hub.hf_hub_download(name, file.name, revision=pinned))
         except Exception as error:
-            why = f"{file.name} cannot be fetched from {'@'.join(place)} ({first_line(error)})"
+            why = f"{file.name} cannot be fetched from {name}@{pinned} ({first_line(error)})"
             raise InputError(f"{reward}: {why}; try again later") from None
     return paths
 
@@ -144,10 +135,7 @@ def read_weights(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def fill(network: nn.Module, path: pathlib.Path, *, unused: tuple[str, ...] = ()) -> None:
-    """Put the weights of a file into a network; all of them, none of another shape, and of no deeper network.
-
-    unused: beginnings of names that the score does not depend on and that a file may lack.
-    """
+    """Put all weights of a file into a network of the same shapes and depth, which may lack names in `unused`."""
     weights, own = read_weights(path), network.state_dict()
     numbered = {re.sub(r"\d+", "#", name) for name in own}
     flaws = [f"{name} is missing" for name in own if name not in weights and not name.startswith(unused)]
@@ -178,8 +166,7 @@ def quiet_packages() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(before)
@@ -277,10 +264,7 @@ def aesthetic_judge(about: About, paths: Mapping[str, pathlib.Path], checkpointi
 
 
 class HpsJudge(Judge):
-    """Cosine of picture and prompt features, by the open_clip that HPSv2's package brings.
-
-    The package's own `score` cannot train: it computes without gradients and reads its checkpoint on every call.
-    """
+    """Cosine of picture and prompt features by HPSv2's open_clip; its own `score` has no gradients and cannot train."""
 
     def __init__(self, about: About, network: nn.Module, tokenize: Any):
         super().__init__(about, network)
@@ -332,8 +316,7 @@ def image_reward_network(med_config: pathlib.Path, vocabulary: pathlib.Path, tow
     Its constructors ask the hub for a tokenizer by name and fix the size of the vision tower; the two below put in the
     same parts, of given files and sizes. Everything that computes is the official code.
     """
-    with warnings.catch_warnings():  # the package silences all warnings of the process, and causes some
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):  # the package silences all warnings of the process, and causes some
         from ImageReward.ImageReward import MLP, ImageReward, _transform
         from ImageReward.models.BLIP import blip_pretrain, vit
         from transformers import BertTokenizer
@@ -383,106 +366,90 @@ def image_reward_judge(about: About, paths: Mapping[str, pathlib.Path], checkpoi
 # ------------------------------------------------------------------------------------------------------- what there is
 
 
+Build = Callable[[About, Mapping[str, pathlib.Path], bool, Towers], Judge]
+
+
 @dataclass(frozen=True)
 class Scorer:
     """A named reward: what is known of it, its files, and what makes a judge of them."""
 
     about: About
     files: tuple[File, ...]
-    build: Callable[[About, Mapping[str, pathlib.Path], bool, Towers], Judge]
+    build: Build
 
 
-def _clip_files(repo: str, revision: str, size: str) -> tuple[File, ...]:
-    sizes = {"model.safetensors": size, "config.json": "5 kB", "vocab.json": "1 MB", "merges.txt": "0.5 MB"}
+def _files(repo: str, revision: str, sizes: Mapping[str, str]) -> tuple[File, ...]:
     return tuple(File(name, repo, revision, size) for name, size in sizes.items())
 
 
-_IMAGE_REWARD = ("zai-org/ImageReward", "5736be03b2652728fb87788c9797b0570450ab72")
-_BERT = ("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594")
-_HPS = ("xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a")
+def _clip_files(repo: str, revision: str, size: str) -> tuple[File, ...]:
+    small = {"config.json": "5 kB", "vocab.json": "1 MB", "merges.txt": "0.5 MB"}
+    return _files(repo, revision, {"model.safetensors": size} | small)
+
+
 _CLIP_L = _clip_files("openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41", "1.7 GB")
-_PICKSCORE = _clip_files("yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800", "3.9 GB")
+_BERT = _files("google-bert/bert-base-uncased", "86b5e0934494bd15c9632b12f734a8a67f723594", {"vocab.txt": "0.2 MB"})
+_BLIP = ("zai-org/ImageReward", "5736be03b2652728fb87788c9797b0570450ab72")
+_HPS = ("xswu/HPSv2", "697403c78157020a1ae59d23f111aa58ced35b0a")
 _HEAD = ("trl-lib/ddpo-aesthetic-predictor", "cf4bd10345610935a80a5d3be9a3133c50f121e4")
-_ABOUT_HPS = About(
-    name="hpsv2",
-    version="v2.0",
-    code_licence="Apache-2.0",
-    weights_licence="Apache-2.0 (model card)",
-    input_size=224,
-    prompt_tokens=CLIP_TOKENS,
-    scale="cosine, on generated pictures about 0.2 to 0.35; papers print 100 times it",
-    hazards="v2.0 and v2.1 are different scales: never in one column; the package's score() takes v2.0 by default, "
-    "its evaluate() v2.1; both files have the same shape, so a file under the other's name is not noticed; pictures "
-    "that are not square are padded with black, where CLIP crops",
+_HEAD_FILE = File("aesthetic-model.pth", *_HEAD, "4 MB", also="sac+logos+ava1-l14-linearMSE.pth")
+_CARD, _OPENAI = "Apache-2.0 (model card)", "MIT (OpenAI's repository; its model card calls deployed use out of scope)"
+_HPS_SCALE = "cosine, on generated pictures about 0.2 to 0.35; papers print 100 times it"
+_HPS_HAZARDS = (
+    "v2.0 and v2.1 are different scales: never in one column; the package's score() takes v2.0 by default, its "
+    "evaluate() v2.1; both files have the same shape, so a file under the other's name is not noticed; pictures that "
+    "are not square are padded with black, where CLIP crops"
 )
-SCORERS = {
-    "image_reward": Scorer(
-        About(
-            name="image_reward",
-            version="1.0",
-            code_licence="Apache-2.0",
-            weights_licence="Apache-2.0 (model card)",
-            input_size=BLIP_SIZE,
-            prompt_tokens=BLIP_TOKENS,
-            scale="standardised over its training pictures: mean about 0, deviation about 1, at most about 2",
-            hazards="reads 35 tokens of a prompt; saturates near 2, where a generator is better at pleasing it than at "
-            "drawing",
-        ),
-        (
-            File("ImageReward.pt", *_IMAGE_REWARD, "1.8 GB"),
-            File("med_config.json", *_IMAGE_REWARD, "1 kB"),
-            File("vocab.txt", *_BERT, "0.2 MB"),
-        ),
+# files; what makes the judge; version, licences of code and weights, tokens read of a prompt; scale; hazards
+_ROWS: dict[str, tuple[tuple[File, ...], Build, tuple[str, str, str, int], str, str]] = {
+    "image_reward": (
+        (*_files(*_BLIP, {"ImageReward.pt": "1.8 GB", "med_config.json": "1 kB"}), *_BERT),
         image_reward_judge,
+        ("1.0", "Apache-2.0", _CARD, BLIP_TOKENS),
+        "standardised over its training pictures: mean about 0, deviation about 1, at most about 2",
+        "reads 35 tokens of a prompt; saturates near 2, where a generator is better at pleasing it than at drawing",
     ),
-    "hpsv2": Scorer(_ABOUT_HPS, (File("HPS_v2_compressed.pt", *_HPS, "2 GB"),), hps_judge),
-    "hpsv2.1": Scorer(
-        replace(_ABOUT_HPS, name="hpsv2.1", version="v2.1"), (File("HPS_v2.1_compressed.pt", *_HPS, "2 GB"),), hps_judge
+    "hpsv2": (
+        _files(*_HPS, {"HPS_v2_compressed.pt": "2 GB"}),
+        hps_judge,
+        ("v2.0", "Apache-2.0", _CARD, CLIP_TOKENS),
+        _HPS_SCALE,
+        _HPS_HAZARDS,
     ),
-    "pickscore": Scorer(
-        About(
-            name="pickscore",
-            version="v1",
-            code_licence="MIT",
-            weights_licence="not stated on the model card, as far as known",
-            input_size=224,
-            prompt_tokens=CLIP_TOKENS,
-            scale="exp(logit_scale), about 100, times the cosine: about 17 to 24",
-            hazards="some papers print the cosine, others divide by 26; differences of 0.3 are already large",
-        ),
-        _PICKSCORE,
+    "hpsv2.1": (
+        _files(*_HPS, {"HPS_v2.1_compressed.pt": "2 GB"}),
+        hps_judge,
+        ("v2.1", "Apache-2.0", _CARD, CLIP_TOKENS),
+        _HPS_SCALE,
+        _HPS_HAZARDS,
+    ),
+    "pickscore": (
+        _clip_files("yuvalkirstain/PickScore_v1", "a4e4367c6dfa7288a00c550414478f865b875800", "3.9 GB"),
         clip_judge,
+        ("v1", "MIT", "not stated on the model card, as far as known", CLIP_TOKENS),
+        "exp(logit_scale), about 100, times the cosine: about 17 to 24",
+        "some papers print the cosine, others divide by 26; differences of 0.3 are already large",
     ),
-    "clipscore": Scorer(
-        About(
-            name="clipscore",
-            version="CLIP ViT-L/14",
-            code_licence="MIT",
-            weights_licence="MIT (OpenAI's repository; its model card calls deployed use out of scope)",
-            input_size=224,
-            prompt_tokens=CLIP_TOKENS,
-            scale="cosine in [-1, 1], on generated pictures about 0.15 to 0.35",
-            hazards="papers print 100 times it, the paper that named it 2.5 max(cosine, 0) with ViT-B/32; "
-            "numbers of different CLIP models do not compare",
-        ),
+    "clipscore": (
         _CLIP_L,
         clip_judge,
+        ("CLIP ViT-L/14", "MIT", _OPENAI, CLIP_TOKENS),
+        "cosine in [-1, 1], on generated pictures about 0.15 to 0.35",
+        "papers print 100 times it, the paper that named it 2.5 max(cosine, 0) with ViT-B/32; "
+        "numbers of different CLIP models do not compare",
     ),
-    "aesthetic": Scorer(
-        About(
-            name="aesthetic",
-            version="sac+logos+ava1-l14-linearMSE (often called v2)",
-            code_licence="Apache-2.0",
-            weights_licence="Apache-2.0 for the head, MIT for CLIP",
-            input_size=224,
-            prompt_tokens=0,
-            scale="people's ratings from 1 to 10, on generated pictures about 4.5 to 7",
-            hazards="does not read the prompt: alone it lets the generator forget what was asked; "
-            "LAION's first, linear predictor is another scale",
-        ),
-        (File("aesthetic-model.pth", *_HEAD, "4 MB", also="sac+logos+ava1-l14-linearMSE.pth"), *_CLIP_L[:2]),
+    "aesthetic": (
+        (_HEAD_FILE, *_CLIP_L[:2]),
         aesthetic_judge,
+        ("sac+logos+ava1-l14-linearMSE (often called v2)", "Apache-2.0", "Apache-2.0 for the head, MIT for CLIP", 0),
+        "people's ratings from 1 to 10, on generated pictures about 4.5 to 7",
+        "does not read the prompt: alone it lets the generator forget what was asked; "
+        "LAION's first, linear predictor is another scale",
     ),
+}
+SCORERS = {
+    name: Scorer(About(name, version, "", code, weights, 224, tokens, scale, hazards), files, build)
+    for name, (files, build, (version, code, weights, tokens), scale, hazards) in _ROWS.items()
 }
 NAMES = tuple(SCORERS)
 
@@ -525,8 +492,7 @@ def load(
     except ImportError as error:
         raise InputError(f"{spec} needs a package ({first_line(error)}): install requirements.lock") from None
     judge.to(device=device, dtype=dtype)
-    if scorer.build is clip_judge and dtype is torch.float64:
-        # transformers makes the mask of prompts in float32, where float64's least value is lost
+    if scorer.build is clip_judge and dtype is torch.float64:  # transformers' mask of prompts is lost in float64
         judge.network.text_model.float()
         judge.network.text_projection.float()
     return judge
@@ -536,7 +502,7 @@ def _weight(term: Mapping[str, Any]) -> float:
     if not isinstance(term, Mapping) or "reward" not in term or set(term) - {"reward", "source", "weight"}:
         raise InputError(f"{term!r}: a term of a sum has a reward, and may have a source and a weight, nothing else")
     weight = term.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+    if type(weight) not in (int, float) or not math.isfinite(weight):
         raise InputError(f"the weight of {term['reward']} is {weight!r}: give a number")
     return float(weight)
 

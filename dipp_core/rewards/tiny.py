@@ -9,6 +9,7 @@ import json
 import pathlib
 import re
 import shutil
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,44 +18,29 @@ from dipp_core.rewards import public
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*SPECIAL, *re.findall(r"[a-z]+|,", "a red fox on the snow green boat at night two dogs play cards,")]
+TOWER = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 CLIP_CONFIG = {
     "model_type": "clip",
     "projection_dim": 768,  # the official head of the aesthetic predictor takes no other
-    "text_config": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
-    "vision_config": {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "image_size": 48,
-        "patch_size": 16,
-    },
+    "text_config": TOWER,
+    "vision_config": TOWER | {"image_size": 48, "patch_size": 16},
 }
 HPS_CONFIG = {
     "embed_dim": 24,
     "vision_cfg": {"image_size": 56, "layers": 2, "width": 32, "head_width": 8, "patch_size": 14},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 2},
 }
-TOWERS = public.Towers(blip={"patch_size": 56, "embed_dim": 48, "depth": 2, "num_heads": 4}, hps=HPS_CONFIG)
+TOWERS = public.Towers({"patch_size": 56, "embed_dim": 48, "depth": 2, "num_heads": 4}, HPS_CONFIG)
 load = functools.partial(public.load, towers=TOWERS)
-MED_CONFIG = {
-    "architectures": ["BertModel"],
-    "hidden_size": 768,  # the official head takes no other
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 12,
-    "vocab_size": len(WORDS) + 2,
-    "max_position_embeddings": 40,
-    "attention_probs_dropout_prob": 0.1,
-    "hidden_dropout_prob": 0.1,
-    "hidden_act": "gelu",
-    "layer_norm_eps": 1e-12,
-    "pad_token_id": 0,
-    "type_vocab_size": 2,
-    "initializer_range": 0.02,
-    "encoder_width": 48,
-    "add_cross_attention": True,
-}
+
+
+def med_config(words: int, width: int, **sizes: int) -> dict[str, Any]:
+    """The description of ImageReward's text encoder, BERT's sizes unless others are given; width: of its pictures."""
+    base = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+    rates = {"attention_probs_dropout_prob": 0.1, "hidden_dropout_prob": 0.1, "initializer_range": 0.02}
+    fixed = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "pad_token_id": 0, "type_vocab_size": 2}
+    own = {"vocab_size": words, "encoder_width": width, "add_cross_attention": True, "max_position_embeddings": 512}
+    return base | rates | fixed | own | sizes
 
 
 def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
@@ -92,12 +78,6 @@ def write_clip(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def _save(folder: pathlib.Path, name: str, weights: dict) -> None:
-    """A checkpoint as published: a table of half- or single-precision weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(weights, folder / name)
-
-
 def write_all(root: pathlib.Path) -> dict[str, pathlib.Path]:
     """The files of every named reward, as a reader would have fetched them, for `load`: name -> folder."""
     with public.quiet_packages(), torch.random.fork_rng(devices=[]):
@@ -106,15 +86,16 @@ def write_all(root: pathlib.Path) -> dict[str, pathlib.Path]:
         blip = root / "image_reward"
         blip.mkdir()
         (blip / "vocab.txt").write_text("\n".join(WORDS))
-        (blip / "med_config.json").write_text(json.dumps(MED_CONFIG))
+        small = {"intermediate_size": 64, "num_hidden_layers": 2, "max_position_embeddings": 40}
+        (blip / "med_config.json").write_text(json.dumps(med_config(len(WORDS) + 2, 48, **small)))
         network = public.image_reward_network(blip / "med_config.json", blip / "vocab.txt", TOWERS)
-        _save(blip, "ImageReward.pt", randomise(network).state_dict())
-        for seed, (name, file) in enumerate(
-            {"hpsv2": "HPS_v2_compressed.pt", "hpsv2.1": "HPS_v2.1_compressed.pt"}.items()
-        ):
+        torch.save(randomise(network).state_dict(), blip / "ImageReward.pt")
+        for seed, name in enumerate(("hpsv2", "hpsv2.1")):
             network = randomise(public.hps_network(TOWERS), seed)
-            _save(root / name, file, {"state_dict": network.half().state_dict()})
+            (root / name).mkdir()
+            torch.save({"state_dict": network.half().state_dict()}, root / name / public.SCORERS[name].files[0].name)
         shutil.copytree(clip, root / "aesthetic")
-        _save(root / "aesthetic", "aesthetic-model.pth", randomise(public.aesthetic_head(768), 1).state_dict())
+        head = randomise(public.aesthetic_head(768), 1)
+        torch.save(head.state_dict(), root / "aesthetic" / "aesthetic-model.pth")
     folders = {name: root / name for name in public.NAMES}
     return folders | {"pickscore": clip, "clipscore": clip}
