@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import PIL.Image
 import torch
 from torch import Tensor, nn
@@ -70,19 +71,17 @@ def samplers(rows: Mapping[str, Any], find: Find) -> dict[str, Sampler]:
 
     find: (stage, name) -> the folder of an export and the facts that went along.
     """
-    made = {}
-    for name, row in rows.items():
-        sampler = Sampler(**row.model_dump(exclude={"fills"}))
+    made = {name: Sampler(**row.model_dump(exclude={"fills"})) for name, row in rows.items()}
+    for name, sampler in made.items():
         stage, colon, export = sampler.source.partition(":")
-        if colon:
-            try:
-                folder, facts = find(stage, export)
-                sampler = replace(sampler, export=folder)
-                if "t_star" in facts:
-                    sampler = replace(sampler, timesteps=(facts["t_star"],))
-            except InputError as error:
-                sampler = replace(sampler, missing=str(error))
-        made[name] = sampler
+        if not colon:
+            continue
+        try:
+            folder, facts = find(stage, export)
+            timesteps = (facts["t_star"],) if "t_star" in facts else sampler.timesteps
+            made[name] = replace(sampler, export=folder, timesteps=timesteps)
+        except InputError as error:
+            made[name] = replace(sampler, missing=str(error))
     return made
 
 
@@ -135,7 +134,7 @@ def denoiser_file(sampler: Sampler) -> pathlib.Path:
 
 
 def _classes(folder: pathlib.Path) -> tuple[Any, dict[str, Any]]:
-    """The pipeline class of a folder and the classes of its networks, all of them of known libraries."""
+    """The pipeline class of a folder and the classes of its networks, all of diffusers and transformers."""
     import diffusers
 
     index = read_json(folder / "model_index.json", "fetch or make the model again")
@@ -177,12 +176,12 @@ def load(sampler: Sampler, *, device: str = "cpu") -> Any:
 
     folder = locate(sampler)
     cls, classes = _classes(folder)
+    off = dict.fromkeys(LEFT_OUT) | dict.fromkeys(("requires_safety_checker", "add_watermarker"), False)
     accepts = inspect.signature(cls.__init__).parameters
-    without = {name: None for name in LEFT_OUT if name in accepts}
-    switched_off = {name: False for name in ("requires_safety_checker", "add_watermarker") if name in accepts}
+    options = {name: value for name, value in off.items() if name in accepts}
     try:
-        parts = {name: _network(folder / name, part, sampler) for name, part in classes.items()}
-        pipeline = cls.from_pretrained(folder, local_files_only=True, **parts, **without, **switched_off)
+        options |= {name: _network(folder / name, part, sampler) for name, part in classes.items()}
+        pipeline = cls.from_pretrained(folder, local_files_only=True, **options)
     except InputError:
         raise
     except Exception as error:
@@ -252,7 +251,7 @@ def write(folder: pathlib.Path, item: Item, picture: np.ndarray) -> None:
     path, buffer = path_of(folder, item), io.BytesIO()
     PIL.Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8)).save(buffer, "PNG")
     for partial in folder.glob(f".{path.name}.*"):
-        partial.unlink(missing_ok=True)
+        partial.unlink()
     write_whole(path, buffer.getvalue())
 
 
@@ -260,10 +259,10 @@ def read(path: pathlib.Path) -> Tensor:
     """A picture as a tensor (3, H, W) in [0, 1]."""
     try:
         with PIL.Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
+            pixels = np.array(picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:
         raise InputError(f"{path} is no whole picture ({type(error).__name__}): remove it and draw it again") from None
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 
 def read_all(folder: pathlib.Path, wanted: Sequence[Item]) -> Tensor:
@@ -311,27 +310,19 @@ def settings_of(sampler: Sampler, prompts: Sequence[Prompt], seeds: Sequence[int
 
 def read_record(path: pathlib.Path) -> dict[str, Any]:
     """What made the files beside it; empty where nothing was made yet."""
-    if not path.is_file():
-        if any(path.parent.glob("*.png")) or any(path.parent.glob("*.csv")):
-            raise InputError(f"{path} is missing, so nobody knows what made {path.parent}: remove it and begin again")
-        return {}
-    try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        raise InputError(f"{path} cannot be read: remove {path.parent} and begin again") from None
-
-
-def _flat(facts: Mapping[str, Any], place: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in facts.items():
-        flat |= _flat(value, f"{place}{name}.") if isinstance(value, Mapping) else {f"{place}{name}": value}
-    return flat
+    if path.is_file():
+        return read_json(path, f"remove {path.parent} and begin again")
+    if any(path.parent.glob("*.png")) or any(path.parent.glob("*.csv")):
+        raise InputError(f"{path} is missing, so nobody knows what made {path.parent}: remove it and begin again")
+    return {}
 
 
 def agree(path: pathlib.Path, facts: Mapping[str, Any]) -> None:
     """Refuse to go on where the record says that other things made what is there."""
-    known, facts = _flat(read_record(path)), _flat(json.loads(json.dumps(facts)))
-    for name, value in facts.items() if known else ():
+    if not (record := read_record(path)):
+        return
+    known, now = (pd.json_normalize(one).to_dict("records")[0] for one in (record, json.loads(json.dumps(facts))))
+    for name, value in now.items():
         if name not in known or known[name] != value:
             was = f"{name} {known.get(name)!r}, not {value!r}"
             raise InputError(f"{path.parent} was made with {was}: go back, give another folder, or remove this one")
@@ -367,25 +358,25 @@ def generate(
     import diffusers
     import transformers
 
-    share = batches(items(prompts, seeds), batch, shard)
+    share, made_by = batches(items(prompts, seeds), batch, shard), folder / RECORD
     facts: dict[str, Any] = {"settings": settings_of(sampler, prompts, seeds, batch)}
-    agree(folder / RECORD, facts)
+    agree(made_by, facts)
     try:
         facts["weights"] = weights_of(sampler)
     except InputError:
         if any(missing(folder, part) for part in share):
             raise
         return 0
-    if sampler.export and read_record(folder / RECORD).get("weights", facts["weights"]) != facts["weights"]:
+    if sampler.export and read_record(made_by).get("weights", facts["weights"]) != facts["weights"]:
         shutil.rmtree(folder)
-    agree(folder / RECORD, facts)
+    agree(made_by, facts)
     if not (todo := [part for part in share if missing(folder, part)]):
         return 0
     packages = {library.__name__: library.__version__ for library in (torch, diffusers, transformers)}
     facts["machine"] = packages | {"device": device}
-    agree(folder / RECORD, facts)  # before the weights are loaded
+    agree(made_by, facts)  # before the weights are loaded
     pipeline = load(sampler, device=device)
-    record(folder / RECORD, facts)
+    record(made_by, facts)
     options, written, texts = call_options(pipeline, sampler), 0, {prompt.index: prompt.text for prompt in prompts}
     with quiet_packages(), torch.inference_mode():
         for part in progress(todo):
@@ -433,7 +424,7 @@ def tiny_models(place: pathlib.Path, texts: Iterable[str]) -> dict[str, Sampler]
     One of each kind that is evaluated: Stable Diffusion's, PixArt-alpha's, and an export of a one-step generator. Their
     tokenizers know the words of these prompts.
     """
-    words, t_star = sorted({word for text in texts for word in re.findall(r"[a-z]+", text.lower())}), 625
+    words, t_star = sorted(set(re.findall(r"[a-z]+", " ".join(texts).lower()))), 625
     unet = miniature.build(place / "unet", "unet", words=words, size="tiny", seed=1)
     dit = miniature.build(place / "transformer", "dit", words=words, size="tiny", encoder="t5", seed=2)
     world = folders.load(unet)

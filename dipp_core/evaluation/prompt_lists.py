@@ -8,6 +8,7 @@ after. A file that was put there by hand is taken by the same command.
 """
 
 import argparse
+import collections
 import csv
 import hashlib
 import io
@@ -18,6 +19,7 @@ import urllib.request
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dipp_core.files import InputError, first_line, root, write_whole
 
@@ -58,11 +60,16 @@ class PromptList:
 # ------------------------------------------------------------------------------------------------------------ parsers
 
 
+def _table(content: bytes, columns: Sequence[str], **how: Any) -> list[dict[str, str]]:
+    rows = list(csv.DictReader(io.StringIO(content.decode()), **how))
+    if not rows or not set(columns) <= set(rows[0]):
+        raise ValueError(f"no table with the columns {', '.join(columns)}")
+    return rows
+
+
 def parse_own(contents: list[bytes]) -> Rows:
     """A CSV file with the columns family and prompt."""
-    rows = list(csv.DictReader(io.StringIO(contents[0].decode())))
-    if not rows or set(rows[0]) != {"family", "prompt"}:
-        raise ValueError("no table with the columns family and prompt")
+    rows = _table(contents[0], ("family", "prompt"))
     if wrong := [row["family"] for row in rows if row["family"] not in FAMILIES]:
         raise ValueError(f"the family {wrong[0]!r} is none of {', '.join(FAMILIES)}")
     return [(row["prompt"], row["family"], row["family"]) for row in rows]
@@ -75,14 +82,10 @@ def parse_coco(contents: list[bytes], *, seed: int = COCO_SEED, count: int = COC
     """
     with zipfile.ZipFile(io.BytesIO(contents[0])) as archive:
         annotations = json.loads(archive.read("annotations/captions_val2017.json"))["annotations"]
-    first: dict[int, str] = {}
-    for entry in sorted(annotations, key=lambda entry: entry["id"]):
-        first.setdefault(entry["image_id"], entry["caption"])
-
-    def draw(image: int) -> str:
-        return hashlib.sha256(f"{seed}/{image}".encode()).hexdigest()
-
-    return [(first[image].strip(), "photos", "photos") for image in sorted(sorted(first, key=draw)[:count])]
+    latest_first = sorted(annotations, key=lambda entry: entry["id"], reverse=True)
+    first = {entry["image_id"]: entry["caption"] for entry in latest_first}
+    chosen = sorted(first, key=lambda image: hashlib.sha256(f"{seed}/{image}".encode()).hexdigest())[:count]
+    return [(first[image].strip(), "photos", "photos") for image in sorted(chosen)]
 
 
 def parse_hpsv2(contents: list[bytes]) -> Rows:
@@ -96,23 +99,22 @@ def parse_hpsv2(contents: list[bytes]) -> Rows:
     return rows
 
 
-def parti_family(text: str, category: str, challenge: str) -> str:
-    """Our own simple rule, stated in data/prompts/README.md."""
-    if len(text.split()) >= LONG_WORDS:
-        return "long prompts"
-    if PARTI_ART & {category, challenge}:
-        return "art styles"
-    return "out of distribution" if PARTI_ODD & {category, challenge} else "photos"
-
-
 def parse_parti(contents: list[bytes]) -> Rows:
-    """A TSV file with the columns Prompt, Category, Challenge and Note; quotation marks mean nothing in it."""
-    rows = list(csv.DictReader(io.StringIO(contents[0].decode()), delimiter="\t", quoting=csv.QUOTE_NONE))
-    if not rows or not {"Prompt", "Category", "Challenge"} <= set(rows[0]):
-        raise ValueError("no table with the columns Prompt, Category and Challenge")
-    return [
-        (row["Prompt"], parti_family(row["Prompt"], row["Category"], row["Challenge"]), row["Category"]) for row in rows
-    ]
+    """A TSV file with the columns Prompt, Category, Challenge and Note; quotation marks mean nothing in it.
+
+    Families by our own simple rule, stated in data/prompts/README.md.
+    """
+    rows = []
+    columns = ("Prompt", "Category", "Challenge")
+    for row in _table(contents[0], columns, delimiter="\t", quoting=csv.QUOTE_NONE):
+        text, category, challenge = (row[column] for column in columns)
+        family = "out of distribution" if PARTI_ODD & {category, challenge} else "photos"
+        if PARTI_ART & {category, challenge}:
+            family = "art styles"
+        if len(text.split()) >= LONG_WORDS:
+            family = "long prompts"
+        rows.append((text, family, category))
+    return rows
 
 
 HPDV2 = "https://huggingface.co/datasets/zhwang/HPDv2/resolve/main/benchmark"
@@ -131,10 +133,11 @@ LISTS = {
 # ------------------------------------------------------------------------------------------------------------ reading
 
 
-def known_list(name: str, lists: Mapping[str, PromptList]) -> PromptList:
+def _list(name: str, folder: pathlib.Path | None, lists: Mapping[str, PromptList]) -> tuple[PromptList, pathlib.Path]:
+    """What is known of a list, and the folder of its files."""
     if name not in lists:
         raise InputError(f"there is no list {name!r}; known are {', '.join(lists)}")
-    return lists[name]
+    return lists[name], folder or root() / "data" / "prompts"
 
 
 def checksums(folder: pathlib.Path) -> dict[str, str]:
@@ -150,10 +153,8 @@ def parsed(name: str, wanted: PromptList, contents: list[bytes]) -> Rows:
     except (ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, csv.Error) as error:
         why = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"{where} cannot be read as the list {name} ({why})") from None
-    if len(rows) != wanted.count:
-        raise InputError(
-            f"{where}: the list {name} has {len(rows)} prompts, not {wanted.count}: cut off, or another list"
-        )
+    if (count := len(rows)) != wanted.count:
+        raise InputError(f"{where}: the list {name} has {count} prompts, not {wanted.count}: cut off, or another list")
     if empty := [k for k, (text, *_) in enumerate(rows) if not text.strip()]:
         raise InputError(f"{where}: prompt {empty[0]} of the list {name} is empty")
     return rows
@@ -166,7 +167,7 @@ def read(
 
     `per_group` > 0 takes only the first so many of every group of the publishers.
     """
-    wanted, folder = known_list(name, lists), folder or root() / "data" / "prompts"
+    wanted, folder = _list(name, folder, lists)
     known, contents, how = checksums(folder), [], COMMAND.format(name)
     for file, address in wanted.files.items():
         path = folder / file
@@ -177,12 +178,13 @@ def read(
             raise InputError(f"{path} has no recorded checksum: {how} checks it and records one")
         if address and known[file] != hashlib.sha256(contents[-1]).hexdigest():
             raise InputError(f"{path} is not the file in {CHECKSUMS} (cut off, or changed): remove it, then {how}")
-    taken: dict[str, int] = {}
+    taken: collections.Counter[str] = collections.Counter()
     prompts = []
-    for index, (text, family, group) in enumerate(parsed(name, wanted, contents)):
-        taken[group] = taken.get(group, 0) + 1
-        if not per_group or taken[group] <= per_group:
-            prompts.append(Prompt(index, text, family, group))
+    for index, row in enumerate(parsed(name, wanted, contents)):
+        prompt = Prompt(index, *row)
+        taken[prompt.group] += 1
+        if not per_group or taken[prompt.group] <= per_group:
+            prompts.append(prompt)
     return prompts
 
 
@@ -203,7 +205,7 @@ def fetch(name: str, *, folder: pathlib.Path | None = None, lists: Mapping[str, 
 
     What is no such list is neither recorded nor kept.
     """
-    wanted, folder = known_list(name, lists), folder or root() / "data" / "prompts"
+    wanted, folder = _list(name, folder, lists)
     contents = {}
     for file, address in wanted.files.items():
         path = folder / file

@@ -4,14 +4,13 @@ folder/scores/NAME/0of4.csv        what process 0 of 4 heard: index, seed, diges
 folder/scores/NAME/made_by.json    which judge that was
 """
 
-import csv
 import hashlib
-import io
-import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +24,8 @@ from dipp_core.rewards.pixels import crop
 
 DIVERSITY = "diversity"  # asked of the CLIP of clipscore
 MEASURES = (*public.NAMES, DIVERSITY)
-COLUMNS = ("index", "seed", "picture", "score")
+# columns of a table of scores
+TYPES = {"index": "int64", "seed": "int64", "picture": "str", "score": "float64"}
 # what a score is multiplied with in tables, so that it reads as papers print it
 PRINTED = {"hpsv2": 100.0, "hpsv2.1": 100.0, "pickscore": 0.01, "clipscore": 100.0}
 NOT_RUN = "not run here"
@@ -60,25 +60,21 @@ def _digest(path: pathlib.Path) -> str:
 
 def read_scores(folder: pathlib.Path, name: str) -> dict[tuple[Item, str], float]:
     """(picture, its digest) -> score, of all processes that have scored."""
-    scores = {}
+    scores: dict[tuple[Item, str], float] = {}
     for path in sorted((folder / "scores" / name).glob("*of*.csv")):
         try:
-            for row in csv.DictReader(path.open()):
-                value = float(row["score"])
-                if not math.isfinite(value):
-                    raise ValueError
-                scores[(int(row["index"]), int(row["seed"])), row["picture"]] = value
-        except (KeyError, ValueError, TypeError):
+            table = pd.read_csv(path, dtype=TYPES)[[*TYPES]]
+            if not np.isfinite(table["score"]).all():
+                raise ValueError
+        except (KeyError, ValueError):
             raise InputError(f"{path} is no table of scores: remove it and score again") from None
+        scores |= {((index, seed), picture): value for index, seed, picture, value in table.itertuples(index=False)}
     return scores
 
 
 def _write_scores(path: pathlib.Path, scores: Mapping[tuple[Item, str], float]) -> None:
-    buffer = io.StringIO()
-    table = csv.writer(buffer, lineterminator="\n")
-    table.writerow(COLUMNS)
-    table.writerows((*item, picture, f"{value:.9g}") for (item, picture), value in sorted(scores.items()))
-    write_whole(path, buffer.getvalue())
+    rows = [(*item, picture, value) for (item, picture), value in sorted(scores.items())]
+    write_whole(path, pd.DataFrame(rows, columns=[*TYPES]).to_csv(index=False, float_format="%.9g"))
 
 
 def scores_of(folder: pathlib.Path, name: str, prompts: Sequence[Prompt], seeds: Sequence[int]) -> Tensor:
@@ -86,9 +82,9 @@ def scores_of(folder: pathlib.Path, name: str, prompts: Sequence[Prompt], seeds:
     known, rows = read_scores(folder, name), []
     for item in draw.items(prompts, seeds):
         path = draw.path_of(folder, item)
-        if not path.is_file() or (item, _digest(path)) not in known:
+        if not path.is_file() or (key := (item, _digest(path))) not in known:
             raise InputError(f"{path} has no score by {name}: score it first")
-        rows.append(known[item, _digest(path)])
+        rows.append(known[key])
     return PRINTED.get(name, 1.0) * torch.tensor(rows, dtype=torch.float64).unflatten(0, (-1, len(seeds)))
 
 
@@ -128,7 +124,8 @@ def score(
     each, asked = len(seeds), "clipscore" if name == DIVERSITY else name
     if name == DIVERSITY and each < 2:
         raise InputError("diversity needs at least two pictures of a prompt: give more seeds")
-    wanted, texts = draw.items(prompts, seeds), {prompt.index: prompt.text for prompt in prompts}
+    texts = {prompt.index: prompt.text for prompt in prompts}
+    wanted = draw.items(prompts, seeds)
     if lost := draw.missing(folder, wanted):
         raise InputError(f"{len(lost)} of {len(wanted)} pictures are missing in {folder}: draw them first")
     known = read_scores(folder, name)
@@ -176,10 +173,9 @@ def score_all(
     not_run = {}
     for name in MEASURES:
         asked = "clipscore" if name == DIVERSITY else name
-        if asked not in judges:
-            not_run[name] = f"{asked} is not among the judges"
-            continue
         try:
+            if asked not in judges:
+                raise NotRun(f"{asked} is not among the judges")
             count = score(folder, name, judge_source(judges[asked]), prompts, seeds, **options)
             say(f"{name}: {count} pictures scored")
         except NotRun as error:
@@ -242,10 +238,8 @@ def fid(
 
         metric = FrechetInceptionDistance(feature=feature, normalize=False).to(device)
     except (ImportError, OSError) as error:
-        raise InputError(
-            f"FID needs torchmetrics, torch-fidelity, and Inception's weights, which it fetches "
-            f"({first_line(error)}): run `make setup`, and try again with a network"
-        ) from None
+        why = f"FID needs torchmetrics, torch-fidelity, and Inception's weights, which it fetches ({first_line(error)})"
+        raise InputError(f"{why}: run `make setup`, and try again with a network") from None
     size = min(draw.read(pictures[0]).shape[1:])
     for paths, real in ((known, True), (pictures, False)):
         for k in range(0, len(paths), batch):

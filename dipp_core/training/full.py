@@ -19,7 +19,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -41,7 +41,6 @@ from dipp_core.models.lora import Adapted, SharedBase
 from dipp_core.models.prompts import Prompts, TextEncoder, guessed_tokens, stored_prompts
 from dipp_core.rewards import public as rewards
 from dipp_core.rewards import tiny
-from dipp_core.rewards.judge import Judge, WeightedSum
 from dipp_core.training import memory
 from dipp_core.training.memory import GIB, Part, Switches, Task
 from dipp_core.training.student import ALONE, Group, Pace, Student, teach
@@ -53,6 +52,8 @@ Say = Callable[[str], None]
 About = TypeVar("About", bound=Description)
 STAGES = ("distil", "align")
 THE_REFERENCE = "the reference"
+PACE = {"steps", "gen_lr", "ta_lr", "flat", "ema"}  # of a stage, beside its betas
+PREDICTION_TYPES = {short: name for name, short in folders.PREDICTIONS.items()}
 # what of a description and of its switches decides the result; the rest decides memory and time, and may change between
 # two starts
 DECISIVE = {"reference", "start", "t_star", "prediction", "rewards", "prompts", "tiny_vae"}
@@ -109,9 +110,8 @@ def find_adam(switches: Switches, device: str) -> Adam:
     try:
         from bitsandbytes.optim import Adam8bit
     except ImportError:
-        why = "eight_bit_adam needs the package bitsandbytes, which is not here"
         cure = "`.venv/bin/python -m ensurepip`, `.venv/bin/python -m pip install bitsandbytes`"
-        raise InputError(f"{why}: {cure}, or set eight_bit_adam = false") from None
+        raise InputError(f"eight_bit_adam needs the package bitsandbytes: {cure}, or set it to false") from None
     return Adam8bit
 
 
@@ -174,39 +174,13 @@ def new_student(world: LatentDiffusion, start: LatentDiffusion, t_star: int, swi
     return Student(gen, trainable_copy(adapted[id(world.denoiser)]))
 
 
-def _encoded(
-    folder: pathlib.Path, texts: list[str], cache: pathlib.Path, dtype: torch.dtype, device: str, say: Say
-) -> Prompts:
-    """The table of prompts, on the disk; the text encoder, if one was needed at all, is gone when this returns."""
-
-    def load_encoder() -> TextEncoder:
-        index = read_json(folder / "model_index.json", folders.AGAIN)
-        return folders.read_text(folder, index, dtype=dtype, device=device)
-
-    return stored_prompts(cache, folder, texts, load_encoder=load_encoder, dtype=dtype, say=say).to(device)
-
-
-def _started(about: Description, world: LatentDiffusion, path: pathlib.Path, dtype: torch.dtype) -> LatentDiffusion:
-    """The diffusion that the generator starts from: the reference, or another one that speaks its language."""
-    device = next(world.denoiser.parameters()).device
-    same = about.start == THE_REFERENCE
-    start = world if same else folders.load_start(path, world, dtype=dtype, device=device)
-    if about.prediction == "as its folder says":
-        return start
-    names = {short: name for name, short in folders.PREDICTIONS.items()}
-    noise = {**start.noise, "prediction_type": names[about.prediction]}
-    return replace(start, prediction_type=about.prediction, noise=noise)
-
-
-def check_reward(judge: Judge, world: LatentDiffusion, prompts: Prompts, gen: OneStepGenerator, batch: int) -> None:
-    """Ask every reward of a sum once, about what the start draws: a wrong one shows before the first step."""
-    rows = torch.arange(batch) % len(prompts)
+def check_rewards(judges: Any, world: LatentDiffusion, prompts: Prompts, gen: OneStepGenerator, batch: int) -> None:
+    """Ask every reward once, about what the start draws: a wrong one shows before the first step."""
     z = torch.randn(batch, *world.z_shape, generator=torch.Generator().manual_seed(0))
-    cond = prompts.rows(rows)
+    cond = prompts.rows(torch.arange(batch) % len(prompts))
     with torch.no_grad():
         x0 = gen(z.to(next(world.denoiser.parameters()).device), cond)
-    every: Iterable[Any] = judge.judges if isinstance(judge, WeightedSum) else [judge]
-    for one in every:
+    for one in judges:
         leaf = x0.detach().requires_grad_()
         values = world.reward(one, prompts)(leaf, cond)
         name = one.about.name
@@ -241,28 +215,32 @@ def begin(
             f"{what}: set switches.processes = {here}, and switches.batch so that the whole batch is what it should be"
         )
     texts, device = read_prompts(about.prompts), find_device(about.device)
-    adam = find_adam(switches, device)
+    adam, dtype = find_adam(switches, device), getattr(torch, switches.dtype)
     stages = {name: stage for name, stage in about.stages.items() if stage.steps} or {"align": about.align}
     judged = any([asks_reward(about, stage) for stage in stages.values()])
     machine = memory.here(folder, device)
     tasks = [task_of(about, stage, len(texts), guessed_tokens(texts)) for stage in stages.values()]
-    memory.check(
-        max(tasks, key=lambda task: memory.needed(memory.estimate(task, switches, machine.kind))),
-        switches,
-        machine,
-        say,
-    )
+    dearest = max(tasks, key=lambda task: memory.needed(memory.estimate(task, switches, machine.kind)))
+    memory.check(dearest, switches, machine, say)
     reference = folders.locate(about.reference, fetch=about.fetch)
     own = reference if about.start == THE_REFERENCE else folders.locate_start(about.start, fetch=about.fetch)
-    dtype = getattr(torch, switches.dtype)
-    judge = rewards.load(about.rewards, checkpointing=switches.checkpoint_reward) if judged else None
+    judge: Any = rewards.load(about.rewards, checkpointing=switches.checkpoint_reward) if judged else None
     if switches.tiny_vae and not about.tiny_vae:
         raise InputError("the switch tiny_vae needs a tiny decoder: give its folder as tiny_vae")
     decoder = folders.tiny_decoder(about.tiny_vae, dtype=dtype, device=device) if switches.tiny_vae and judge else None
-    prompts = _encoded(reference, texts, pathlib.Path(cache or folder / "encoded_prompts"), dtype, device, say)
+
+    def load_encoder() -> TextEncoder:  # where a prompt is not on the disk yet; gone before anything else is loaded
+        index = read_json(reference / "model_index.json", folders.AGAIN)
+        return folders.read_text(reference, index, dtype=dtype, device=device)
+
+    place = pathlib.Path(cache or folder / "encoded_prompts")
+    prompts = stored_prompts(place, reference, texts, load_encoder=load_encoder, dtype=dtype, say=say).to(device)
     learned = dtype if switches.roles == "lora" else torch.float32  # what learns is not rounded
     world = folders.load(reference, parts=("denoiser", "vae"), dtype=learned, device=device)
-    start = _started(about, world, own, learned)
+    start = world if own == reference else folders.load_start(own, world, dtype=learned, device=device)
+    if about.prediction != "as its folder says":
+        noise = {**start.noise, "prediction_type": PREDICTION_TYPES[about.prediction]}
+        start = replace(start, prediction_type=about.prediction, noise=noise)
     batch = switches.batch * switches.processes
     settings = {name: settings_of(stage, world, batch) for name, stage in about.stages.items()}
     student = new_student(world, start, about.t_star, switches)
@@ -276,7 +254,7 @@ def begin(
     reward = None
     if judge is not None:
         seen = world if decoder is None else replace(world, vae=decoder)
-        check_reward(judge.to(device), seen, prompts, student.gen, switches.micro or switches.batch)
+        check_rewards(judge.to(device).judges, seen, prompts, student.gen, switches.micro or switches.batch)
         reward = seen.reward(judge, prompts)
     return Training(
         about, folder, switches, reference, own, world, prompts, reward, settings, adam, student, group, say
@@ -330,14 +308,7 @@ def learn(training: Training, name: str, *, progress: bool | None = None) -> Stu
         training.student,
         training.world,
         training.settings[name],
-        Pace(
-            steps=stage.steps,
-            gen_lr=stage.gen_lr,
-            ta_lr=stage.ta_lr,
-            betas=(stage.betas[0], stage.betas[1]),
-            flat=stage.flat,
-            ema=stage.ema,
-        ),
+        Pace(betas=(stage.betas[0], stage.betas[1]), **stage.model_dump(include=PACE)),
         prompts=training.prompts,
         reward=training.reward,
         seed=about.seed + STAGES.index(name),
@@ -354,9 +325,9 @@ def learn(training: Training, name: str, *, progress: bool | None = None) -> Stu
     return training.student
 
 
-def train(about: Description, folder: pathlib.Path | str, *, group: Group = ALONE, say: Say = print) -> pathlib.Path:
-    """Both stages and the export; returns the folder of the pipeline."""
-    training = begin(about, folder, group=group, say=say)
+def train(about: Description, folder: pathlib.Path | str, **options: Any) -> pathlib.Path:
+    """Both stages and the export; returns the folder of the pipeline. options: of `begin`."""
+    training = begin(about, folder, **options)
     for name in STAGES:
         learn(training, name)
     return export(training)
@@ -382,8 +353,7 @@ def export(training: Training, name: str = "pipeline") -> pathlib.Path:
         role = Adapted(SharedBase(start.denoiser, targets=training.switches.targets), rank=network.rank)
         role.load_state_dict(network.state_dict())
         network = lora.merged(role)
-    names = {short: name for name, short in folders.PREDICTIONS.items()}
-    noise = {**start.noise, "prediction_type": names[gen.prediction_type]}
+    noise = {**start.noise, "prediction_type": PREDICTION_TYPES[gen.prediction_type]}
     folders.export_start(partial, replace(reference, noise=noise), folders.rebuilt(gen, network.cpu()))
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(partial, folder)
@@ -443,11 +413,11 @@ def write_card(training: Training, folder: pathlib.Path, *, true_run: bool, mach
 
 def _about(term: Mapping[str, Any]) -> str:
     """A reward with what a reader must know of it."""
-    name, weight = str(term.get("reward")), term.get("weight", 1.0)
-    if name not in rewards.NAMES:
-        return f"{weight:g} x {name}, one's own"
-    about = rewards.SCORERS[name].about
-    return f"{weight:g} x {name} {about.version}: {about.scale}. Weights: {about.weights_licence}. {about.hazards}"
+    counted = f"{term.get('weight', 1.0):g} x {term['reward']}"
+    if (scorer := rewards.SCORERS.get(str(term["reward"]))) is None:
+        return f"{counted}, one's own"
+    about = scorer.about
+    return f"{counted} {about.version}: {about.scale}. Weights: {about.weights_licence}. {about.hazards}"
 
 
 # ------------------------------------------------------------------------------------------------------------ rehearsal
@@ -488,9 +458,8 @@ def rehearsed(about: About, kind: str, folder: pathlib.Path) -> About:
     Methods and strengths stay as they are described; stages are short, and rates larger, so that a few steps show. It
     goes through all the code of the true run and proves nothing else: its pictures and numbers mean nothing.
     """
-    words, texts = shapes.vocabulary(), shapes.captions(shapes.split("train")[:8])
-    model = miniature.build(folder / "model", kind, words=words, size="tiny")
-    (folder / "prompts.txt").write_text("\n".join(texts) + "\n")
+    model = miniature.build(folder / "model", kind, words=shapes.vocabulary(), size="tiny")
+    (folder / "prompts.txt").write_text("\n".join(shapes.captions(shapes.split("train")[:8])) + "\n")
     judge = tiny.write_clip(folder / "clip")
     changes: dict[str, Any] = {
         "reference": str(model),

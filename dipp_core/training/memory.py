@@ -29,9 +29,11 @@ from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dipp_core.files import InputError
 from dipp_core.method.generator import trainable_copy
@@ -84,9 +86,7 @@ PROFILES = {
 }
 # what to try where a run does not fit, the least harmful first
 CURES: tuple[dict[str, Any], ...] = (
-    {"checkpoint_denoiser": True},
-    {"checkpoint_vae": True},
-    {"checkpoint_reward": True},
+    *({name: True} for name in ("checkpoint_denoiser", "checkpoint_vae", "checkpoint_reward")),
     {"micro": 1},
     {"eight_bit_adam": True},
     {"dtype": "bfloat16"},
@@ -97,22 +97,23 @@ CURES: tuple[dict[str, Any], ...] = (
 
 def switched(profile: str, changes: Mapping[str, Any]) -> Switches:
     """A profile with some switches turned otherwise."""
-    found: Any = PROFILES[profile]
-    known = [field.name for field in fields(Switches)]
-    for name, value in changes.items():
+    profiled: Any = PROFILES[profile]
+    known, turned = [field.name for field in fields(Switches)], {}
+    for name, given in changes.items():
         if name not in known:
             close = "".join(f"; did you mean '{one}'?" for one in difflib.get_close_matches(name, known, n=1))
             raise InputError(f"unknown switch {name!r}: {', '.join(known)}{close}")
-        before, value = getattr(found, name), tuple(value) if isinstance(value, list) else value
+        before, value = getattr(profiled, name), tuple(given) if isinstance(given, list) else given
+        least = 0 if name == "micro" else 1
         if type(value) is not type(before) or value not in CHOICES.get(name, (value,)):
             wanted = " or ".join(CHOICES[name]) if name in CHOICES else f"like {before!r}"
             raise InputError(f"the switch {name} is {wanted}, not {value!r}")
-        if type(value) is int and value < (0 if name == "micro" else 1):
-            raise InputError(f"the switch {name} is at least {0 if name == 'micro' else 1}, not {value}")
+        if type(value) is int and value < least:
+            raise InputError(f"the switch {name} is at least {least}, not {value}")
         if name == "targets" and not (value and all(isinstance(one, str) for one in value)):
             raise InputError(f"the switch targets is a list of names of layers, not {list(value)!r}")
-        found = replace(found, **{name: value})
-    return found
+        turned[name] = value
+    return replace(profiled, **turned)
 
 
 # ------------------------------------------------------------------------------------------------- counting activations
@@ -127,33 +128,23 @@ class LiveBytes(TorchDispatchMode):
         self.now = self.most = 0
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        for tensor in _tensors((*args, *(kwargs or {}).values())):
-            self._note(tensor.untyped_storage(), made=False)
+        self._note((args, kwargs), made=False)
         found = operation(*args, **(kwargs or {}))
-        for tensor in _tensors((found,)):
-            self._note(tensor.untyped_storage(), made=True)
+        self._note(found, made=True)
         return found
 
-    def _note(self, storage: torch.UntypedStorage, *, made: bool) -> None:
-        key = storage._cdata
-        if key in self.alive:
-            return
-        size = storage.nbytes() if made else 0  # one that comes as an input first was made elsewhere
-        self.alive[key] = size, weakref.ref(storage, lambda _: self._gone(key))
-        self.now += size
-        self.most = max(self.most, self.now)
+    def _note(self, values: Any, *, made: bool) -> None:
+        for tensor in tree_leaves(values):
+            if not isinstance(tensor, Tensor) or (key := tensor.untyped_storage()._cdata) in self.alive:
+                continue
+            storage = tensor.untyped_storage()
+            size = storage.nbytes() if made else 0  # one that comes as an input first was made elsewhere
+            self.alive[key] = size, weakref.ref(storage, functools.partial(self._gone, key))
+            self.now += size
+            self.most = max(self.most, self.now)
 
-    def _gone(self, key: int) -> None:
+    def _gone(self, key: int, _: Any) -> None:
         self.now -= self.alive.pop(key)[0]
-
-
-def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
-    """The tensors among arguments or results of an operation: themselves, or in lists."""
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(value)
 
 
 class _Attention(torch.autograd.Function):
@@ -222,32 +213,28 @@ def cond_shapes(denoiser: Denoiser) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@functools.lru_cache(maxsize=8)
-def _shapes(
-    description: str, roles: str, rank: int, targets: tuple[str, ...], dtype: torch.dtype, recompute: bool
-) -> Shapes:
-    """description: of the denoiser, JSON."""
-    schedule: Any = SimpleNamespace(index_of_time=lambda t: t)
-    denoiser = Denoiser(folders.on_meta(json.loads(description), dtype), schedule, latent_scale=8)
-    gen: nn.Module
-    if roles == "lora":
-        base = SharedBase(denoiser, targets=targets)
-        if recompute:
-            base.recompute()
-        gen = Adapted(base, rank=rank)
-        ta: nn.Module = copy.deepcopy(gen)
-    else:
-        if recompute:
-            lora.recompute_denoiser(denoiser)
-        gen, ta = trainable_copy(denoiser).float(), trainable_copy(denoiser).float()
-    return Shapes(LatentDiffusion(denoiser, "eps"), gen, ta, cond_shapes(denoiser))
-
-
 def shapes_of(description: Mapping[str, Any], switches: Switches) -> Shapes:
     """The roles of a run with these switches; description: of the denoiser."""
-    dtype = getattr(torch, switches.dtype)
-    how = (switches.roles, switches.rank, switches.targets, dtype, switches.checkpoint_denoiser)
-    return _shapes(json.dumps(description), *how)
+    kept = ("roles", "rank", "targets", "dtype", "checkpoint_denoiser")
+    return _shapes(json.dumps(description), Switches(**{name: getattr(switches, name) for name in kept}))
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes(description: str, switches: Switches) -> Shapes:
+    schedule: Any = SimpleNamespace(index_of_time=lambda t: t)
+    network = folders.on_meta(json.loads(description), getattr(torch, switches.dtype))
+    denoiser = Denoiser(network, schedule, latent_scale=8)
+    gen: nn.Module
+    if switches.roles == "lora":
+        base = SharedBase(denoiser, targets=switches.targets)
+        if switches.checkpoint_denoiser:
+            base.recompute()
+        gen = Adapted(base, rank=switches.rank)
+    else:
+        if switches.checkpoint_denoiser:
+            lora.recompute_denoiser(denoiser)
+        gen = trainable_copy(denoiser).float()
+    return Shapes(LatentDiffusion(denoiser, "eps"), gen, copy.deepcopy(gen), cond_shapes(denoiser))
 
 
 @functools.lru_cache(maxsize=64)
@@ -262,7 +249,7 @@ def learning_pass(shapes: Shapes, batch: int) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=64)
-def divergence_pass(shapes: Shapes, batch: int, *, star: bool, guided: bool) -> int:
+def divergence_pass(shapes: Shapes, batch: int, *, star: bool, guided: bool) -> tuple[int]:
     """Most of comparing assistant and reference: without gradient in DI++, with one to xt in DI* (`star`)."""
     with LiveBytes() as live, fused_attention(), frozen(list(shapes.ta.parameters())), torch.set_grad_enabled(star):
         xt, t, cond = shapes.inputs(batch)
@@ -272,29 +259,31 @@ def divergence_pass(shapes: Shapes, batch: int, *, star: bool, guided: bool) -> 
         value = shapes.ta(xt, t, cond).sum() + shapes.world.denoiser(torch.cat([xt] * times), both_t, both_cond).sum()
         if star:
             torch.autograd.grad(value, xt)
-    return live.most
+    return (live.most,)
 
 
 @functools.lru_cache(maxsize=64)
-def picture_pass(description: str, latents: tuple[int, ...], dtype: torch.dtype, recompute: bool) -> tuple[int, int]:
-    """(kept between the passes, most) of decoding latents (B, C, h, w) and going back to them; description: JSON."""
+def picture_pass(
+    description: str, batch: int, z_shape: tuple[int, ...], dtype: torch.dtype, recompute: bool
+) -> tuple[int, int]:
+    """(kept between the passes, most) of decoding latents and going back to them; description: JSON."""
     vae = folders.on_meta(json.loads(description), dtype)
     if recompute:
         lora.recompute_vae(vae)
     with LiveBytes() as live, fused_attention():
         nothing: Any = None
-        images = LatentDiffusion(nothing, "eps", vae=vae).decode(_new(*latents).requires_grad_())
+        images = LatentDiffusion(nothing, "eps", vae=vae).decode(_new(batch, *z_shape).requires_grad_())
         kept = live.now
         images.sum().backward()
     return kept, live.most
 
 
-def by_batch(counted: Callable[[int], int], batch: int) -> int:
+def by_batch(counted: Callable[[int], tuple[int, ...]], batch: int) -> tuple[int, ...]:
     """What is counted of a batch; beyond COUNTED rows on a line, so that no batch takes long to count."""
     if batch <= COUNTED:
         return counted(batch)
-    half, whole = counted(COUNTED // 2), counted(COUNTED)
-    return whole + (whole - half) * (batch - COUNTED) // (COUNTED - COUNTED // 2)
+    pairs, beyond = zip(counted(COUNTED // 2), counted(COUNTED), strict=True), batch - COUNTED
+    return tuple(whole + (whole - half) * beyond // (COUNTED - COUNTED // 2) for half, whole in pairs)
 
 
 @dataclass(frozen=True)
@@ -351,8 +340,6 @@ class Machine:
 
 def here(folder: pathlib.Path | str, device: str) -> Machine:
     """This machine as a run on "cuda" or on "cpu" finds it; what lies in `folder` already is room that it has."""
-    import psutil
-
     path = pathlib.Path(folder).absolute()
     disk = shutil.disk_usage(next(one for one in (path, *path.parents) if one.exists())).free
     for place, _, names in os.walk(path):
@@ -385,19 +372,15 @@ def estimate(task: Task, switches: Switches, kind: str) -> list[Part]:
     adam = 2 * tuned * (2 if switches.eight_bit_adam else 8)
     lora_start = size if switches.roles == "lora" else 0  # where all weights learn, they are the start
     name, most = _activations(found["vae"], shapes, task, switches)
-    parts = [Part("reference, frozen", base * size, base * 4)]
-    if task.own_start:
-        parts.append(Part("start of the generator", base * lora_start, base * 4))
-    parts += [
+    encoded = shapes.prompt_values(task.prompt_tokens) * size + 32
+    waiting = judges * 4 if kind == "CPU" else 0  # rewards wait in main memory while prompts are encoded
+    parts = [
+        Part("reference, frozen", base * size, base * 4),
+        *([Part("start of the generator", base * lora_start, base * 4)] if task.own_start else []),
         Part("generator and assistant", 2 * tuned * 4),
         Part("averaged generator", tuned * 4),
         Part("Adam's state", adam),
-    ]
-    if switches.processes > 1:
-        parts.append(Part("gradients in exchange", 2 * tuned * 4))
-    encoded = shapes.prompt_values(task.prompt_tokens) * size + 32
-    waiting = judges * 4 if kind == "CPU" else 0  # rewards wait in main memory while prompts are encoded
-    parts += [
+        *([Part("gradients in exchange", 2 * tuned * 4)] if switches.processes > 1 else []),
         Part("VAE", vae * size, vae * 4),
         Part("rewards", judges * 4, judges * 4),
         Part(f"{task.prompts:,} prompts, encoded", disk=task.prompts * encoded),
@@ -417,25 +400,21 @@ def estimate(task: Task, switches: Switches, kind: str) -> list[Part]:
 def _activations(vae: Mapping[str, Any], shapes: Shapes, task: Task, switches: Switches) -> tuple[str, int]:
     """The stage of a step that takes most beside the weights, and what it takes."""
     batch = min(switches.micro or switches.batch, switches.batch)
-    kept = by_batch(lambda rows: learning_pass(shapes, rows)[0], batch)
-    kept = kept if batch == switches.batch else 0  # in chunks, what is between the passes is latents alone
-    divergence = by_batch(lambda rows: divergence_pass(shapes, rows, star=task.star, guided=task.guided), batch)
+    kept, learning = by_batch(functools.partial(learning_pass, shapes), batch)
+    comparing = functools.partial(divergence_pass, shapes, star=task.star, guided=task.guided)
+    between = kept if batch == switches.batch else 0  # in chunks, what is between the passes is latents alone
     stages = {
-        "learning": by_batch(lambda rows: learning_pass(shapes, rows)[1], batch),
-        "divergence": kept + divergence,
+        "learning": learning,
+        "divergence": between + by_batch(comparing, batch)[0],
         "Adam's step": 8 * count(shapes.gen),  # gradients, and as much again while it divides
     }
     if task.rewards:
         seen = json.dumps({"_class_name": "AutoencoderTiny"} if switches.tiny_vae else vae)
-
-        def decoding(rows: int) -> tuple[int, int]:
-            latents = (rows, *shapes.world.z_shape)
-            return picture_pass(seen, latents, getattr(torch, switches.dtype), switches.checkpoint_vae)
-
+        how = (shapes.world.z_shape, getattr(torch, switches.dtype), switches.checkpoint_vae)
+        held, most = by_batch(lambda rows: picture_pass(seen, rows, *how), batch)
         towers = [TOWERS[name] for name in task.rewards if name in TOWERS]
         judged = sum(tower.activations(batch, checkpointing=switches.checkpoint_reward) for tower in towers)
-        held, most = by_batch(lambda rows: decoding(rows)[0], batch), by_batch(lambda rows: decoding(rows)[1], batch)
-        stages["reward"] = kept + max(held + judged, most)
+        stages["reward"] = between + max(held + judged, most)
     return max(stages.items(), key=lambda item: item[1])
 
 

@@ -183,7 +183,7 @@ def test_all_judges_score_and_those_without_files_are_not_run(folder, judges, tm
     direct = tiny.load("hpsv2", judges["hpsv2"])(images, texts).double().unflatten(0, (5, 2))
     torch.testing.assert_close(scores["hpsv2"], 100 * direct, atol=1e-3, rtol=1e-4)
     rows = list(csv.DictReader((folder / "scores" / "hpsv2" / "0of1.csv").open()))
-    assert list(rows[0]) == list(score.COLUMNS)
+    assert list(rows[0]) == list(score.TYPES)
 
 
 def test_tokens_are_counted_as_clip_counts_them(judges):
