@@ -20,9 +20,6 @@ from dipp_core.training import full
 from dipp_core.training.run import Stopped
 from dipp_core.training.student import find_group
 
-# what is wrong in a way that a reader can cure, in one line; anything else is a mistake of this code, and shown whole
-KNOWN = (InputError, Stopped)
-
 
 def section_of(stage: str, pairs: list[str]) -> Description:
     """The section of a notebook; pairs "key=value" win over it, and reach into it as "align.steps=10"."""
@@ -53,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         say = print if group.share[0] == 0 else lambda line: None
         folder = given.folder or root() / ".work" / "full" / given.stage / "run"
         say(f"{full.train(described, folder, group=group, say=say)}: the pipeline")
-    except KNOWN as error:
+    except (InputError, Stopped) as error:  # anything else is a mistake of this code, and shown whole
         print(error, file=sys.stderr)
         return 2
     except torch.OutOfMemoryError:

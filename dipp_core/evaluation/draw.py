@@ -94,8 +94,8 @@ def fetch_command(source: str, variant: str = "") -> str:
     if not variant:
         return folders.download(name, commit, folders.PATTERNS, folders.UNWANTED)
     networks = [f"{place}/*{end}" for place in folders.NETWORKS for end in (".json", f".{variant}.safetensors")]
-    kept = [pattern for pattern in folders.UNWANTED if variant not in pattern]
-    return folders.download(name, commit, (*folders.SMALL, *networks), kept)
+    unwanted = [pattern for pattern in folders.UNWANTED if variant not in pattern]
+    return folders.download(name, commit, (*folders.SMALL, *networks), unwanted)
 
 
 def locate(sampler: Sampler) -> pathlib.Path:
@@ -224,10 +224,10 @@ def batches(whole: Sequence[Item], size: int, shard: tuple[int, int] = (0, 1)) -
 
 def read_shard(text: str) -> tuple[int, int]:
     """ "0/4" -> (0, 4)."""
-    first, slash, count = text.partition("/")
-    if not slash or not first.isdigit() or not count.isdigit() or not int(first) < int(count):
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or int(found[1]) >= int(found[2]):
         raise InputError(f"--shard {text}: write it as i/n with i from 0 to n - 1, as in 0/4")
-    return int(first), int(count)
+    return int(found[1]), int(found[2])
 
 
 def generator_of(item: Item) -> torch.Generator:
@@ -296,8 +296,8 @@ def digest_of_files(place: pathlib.Path) -> str:
 
 def weights_of(sampler: Sampler) -> dict[str, str]:
     """Which weights, schedulers and tokenizers these are, by their contents."""
-    weights = {"model": digest_of_files(locate(sampler))}
-    return weights | ({"denoiser": digest_of_files(denoiser_file(sampler))} if sampler.denoiser else {})
+    places = {"model": locate(sampler)} | ({"denoiser": denoiser_file(sampler)} if sampler.denoiser else {})
+    return {name: digest_of_files(place) for name, place in places.items()}
 
 
 def settings_of(sampler: Sampler, prompts: Sequence[Prompt], seeds: Sequence[int], batch: int) -> dict[str, Any]:

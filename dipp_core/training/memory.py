@@ -29,6 +29,7 @@ from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import psutil
 import torch
 from torch import Tensor, nn
@@ -434,12 +435,8 @@ def table(parts: Sequence[Part]) -> list[dict[str, Any]]:
 def check(task: Task, switches: Switches, machine: Machine, say: Callable[[str], None] = print) -> list[Part]:
     """Print the table, and stop where the run cannot fit."""
     parts = estimate(task, switches, machine.kind)
-    rows = table(parts)
-    wide = max(len(row["part"]) for row in rows)
-    say(f"{'':{wide}}  memory    disk  GiB")
-    for row in rows:
-        say(f"{row['part']:{wide}}  {row['memory, GiB']:6.2f}  {row['disk, GiB']:6.2f}")
-    say(f"{'this machine has (' + machine.kind + ')':{wide}}  {machine.memory / GIB:6.2f}  {machine.disk / GIB:6.2f}")
+    say(pd.DataFrame(table(parts)).to_string(index=False))
+    say(f"this machine has {machine.memory / GIB:.2f} GiB ({machine.kind}) and {machine.disk / GIB:.2f} GiB of disk")
     memory, disk = needed(parts)
     if memory > machine.memory:
         lacks = f"needs {memory / GIB:.1f} GiB, this {machine.kind} has {machine.memory / GIB:.1f} GiB"

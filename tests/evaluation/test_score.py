@@ -2,6 +2,7 @@
 
 import csv
 import math
+import sys
 import types
 
 import numpy as np
@@ -121,12 +122,10 @@ def test_a_broken_table_is_one_line(folder, row):
 
 
 def test_a_broken_picture_and_a_broken_score_are_one_line(folder):
-    class Broken(Brightness):
-        def score(self, images, prompts):
-            return images.mean((1, 2, 3)) * math.nan
-
+    judge = Brightness()
+    judge.score = lambda images, prompts: images.mean((1, 2, 3)) * math.nan
     with pytest.raises(InputError, match="clipscore gives a score that is not finite"):
-        scored(folder, Broken())
+        scored(folder, judge)
     path = draw.path_of(folder, (0, 3))
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(InputError, match="is no whole picture"):
@@ -205,30 +204,24 @@ class Colours(torch.nn.Module):
 
 
 def noise(folder, count, mean, size, seed=0):
-    """Pictures of noise around a grey."""
     random = np.random.default_rng(seed)
     for k in range(count):
         draw.write(folder, (k, 0), random.normal(mean, 0.1, (*size, 3)))
     return sorted(folder.glob("*.png"))
 
 
-def test_fid_by_torchmetrics_is_that_of_gaussians(tmp_path):
+def test_fid_by_torchmetrics_is_that_of_gaussians(tmp_path, monkeypatch):
     """Squares of one size reach the library; Gaussians of equal covariance are as far as their means, squared."""
-    drawn = noise(tmp_path / "drawn", 40, 0.3, (12, 10))
-    noise(tmp_path / "reference", 40, 0.7, (20, 31), seed=1)
-    found = score.fid(drawn, tmp_path / "reference", batch=16, feature=Colours())
-    assert found == pytest.approx(3 * 0.4**2, rel=0.05)
-
-
-def test_fid_without_pictures_or_without_inception_is_one_line(tmp_path, monkeypatch):
-    drawn = noise(tmp_path / "drawn", 3, 0.3, (12, 10))
+    drawn, reference = noise(tmp_path / "drawn", 40, 0.3, (12, 10)), tmp_path / "reference"
+    noise(reference, 40, 0.7, (20, 31), seed=1)
+    assert score.fid(drawn, reference, batch=16, feature=Colours()) == pytest.approx(3 * 0.4**2, rel=0.05)
     with pytest.raises(InputError, match="holds no reference pictures: give a folder of them"):
         score.fid(drawn, tmp_path / "gone", batch=2)
     with pytest.raises(InputError, match="an FID needs pictures: draw them first"):
-        score.fid([], tmp_path / "drawn", batch=2)
-    monkeypatch.setitem(__import__("sys").modules, "torchmetrics.image.fid", None)
+        score.fid([], reference, batch=2)
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
     with pytest.raises(InputError, match=r"FID needs torchmetrics, torch-fidelity, .*make setup"):
-        score.fid(drawn, tmp_path / "drawn", batch=2)
+        score.fid(drawn, reference, batch=2)
 
 
 # ---------------------------------------------------------------------------------------------------- the command

@@ -93,10 +93,7 @@ def test_an_own_module_is_frozen_and_put_into_evaluation_mode(images):
 )
 def test_an_own_reward_that_cannot_train_is_refused_in_one_line(images, own, says):
     assert says in error(lambda: public.load(own)(images.requires_grad_(), TEXTS))
-
-
-def test_a_reward_without_gradient_judges(images):
-    assert public.load(prompt_length)(images, TEXTS).tolist() == [3, 3]
+    assert public.load(prompt_length)(images.detach(), TEXTS).tolist() == [3, 3]  # it judges all the same
 
 
 @pytest.mark.parametrize(

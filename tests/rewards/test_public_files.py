@@ -99,12 +99,11 @@ class Payload:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("name", ["image_reward", "hpsv2", "aesthetic"])
 @pytest.mark.parametrize("dump", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
-def test_a_checkpoint_that_would_run_code_is_not_opened(name, dump, copy, tmp_path):
-    folder = copy(name)
-    dump({"state_dict": Payload(tmp_path / "ran")}, folder / FILES[name][0].name)
-    message = error(name, folder)
+def test_a_checkpoint_that_would_run_code_is_not_opened(dump, copy, tmp_path):
+    folder = copy("hpsv2")
+    dump({"state_dict": Payload(tmp_path / "ran")}, folder / FILES["hpsv2"][0].name)
+    message = error("hpsv2", folder)
     assert "mkdir" in message or "no whole weight file" in message
     assert not (tmp_path / "ran").exists()
 

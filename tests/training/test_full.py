@@ -19,22 +19,9 @@ from dipp_core.models.prompts import StoredPrompts
 from dipp_core.training import full, memory
 from dipp_core.worlds import shapes
 
-STAGE = {
-    "method": "diff_instruct",
-    "alpha_rew": 0.0,
-    "alpha_cfg": 1.5,
-    "huber_c": 0.1,
-    "ta_steps": 1,
-    "timesteps": [20, 980],
-    "max_grad_norm": 1.0,
-    "steps": 2,
-    "gen_lr": 1e-3,
-    "ta_lr": 1e-3,
-    "betas": [0.0, 0.99],
-    "flat": 0.5,
-    "ema": 0.5,
-}
-ALIGN = STAGE | {"method": "dipp", "alpha_rew": 10.0}
+SMOKE = config.section("30_sd15", {"scale": "smoke"})
+QUICK = {"gen_lr": 1e-3, "ta_lr": 1e-3, "steps": 2, "ema": 0.5}
+STAGE, ALIGN = SMOKE.distil.model_dump() | QUICK, SMOKE.align.model_dump() | QUICK
 
 
 @pytest.fixture(scope="module")
@@ -55,26 +42,18 @@ def _a_reward_of_ones_own(monkeypatch):
 
 def described(place, kind="unet", **changes):
     values = {
-        "seed": 0,
         "reference": str(place / kind),
-        "start": full.THE_REFERENCE,
         "t_star": 500,
-        "prediction": "as its folder says",
         "profile": "cpu",
         "switches": {"rank": 2, "batch": 2},
         "rewards": [{"reward": "builtins:brightness", "weight": 2.0}],
         "prompts": str(place / "prompts.txt"),
-        "tiny_vae": "",
-        "fetch": False,
         "device": "cpu",
         "distil": STAGE,
         "align": ALIGN,
-        "save_steps": 1,
-        "watch_steps": 2,
-        "watch_prompts": 2,
-        "watch_each": 2,
     }
-    return Description(**(values | changes))
+    watched = {"save_steps": 1, "watch_steps": 2, "watch_prompts": 2, "watch_each": 2}
+    return Description(**(SMOKE.model_dump(include=set(Description.model_fields)) | values | watched | changes))
 
 
 def quiet(line):
