@@ -3,17 +3,15 @@
 import csv
 import json
 import math
-import re
 import subprocess
 
 import pandas as pd
 import pytest
 
-from dipp_core.book import config, results, tables
+from dipp_core.book import results, tables
 from dipp_core.files import InputError
 
 STAGE = "41_paper_and_here"
-NUMBER = re.compile(r"(?<![\w.])[+-]?\d+(?:\.\d+)?(?:e-?\d+)?(?![\w.]*\w)")
 
 
 @pytest.fixture(scope="module")
@@ -106,24 +104,6 @@ def test_what_names_a_reported_row_is_as_it_was_reported(checkout, folder):
                 assert (row["steps"], row["alpha_rew"], row["alpha_cfg"]) == ("", "", "")
 
 
-def test_every_number_in_words_is_one_of_the_numbers_of_its_claim(folder):
-    evidence = pd.read_csv(folder / "evidence.csv")
-    claims = pd.read_csv(folder / "claims.csv")
-    for row, (_, group) in zip(claims.itertuples(), evidence.groupby("claim", sort=False), strict=True):
-        for about, part in group[group["kind"] == "here"].groupby("about", sort=False):
-            text = row[2].split(f"{about}: ")[1].split(" (")[0]
-            told = [float(word) for word in text.split(", ")]
-            assert sorted(told) == pytest.approx(sorted(part["value"]), rel=6e-3, abs=5e-7), about
-
-
-# ------------------------------------------------------------------------------------------------------------- README
-
-
-def block(name):
-    first, last = tables.marks(name)
-    return (config.root() / "README.md").read_text().split(first)[1].split(last)[0]
-
-
 def own_results(checkout):
     """Whether the metrics differ from the committed ones: a reader's own, of which README.md does not tell."""
     words = ["git", "-C", str(checkout), "status", "--porcelain", "--", "reports/metrics", "params.yaml"]
@@ -134,40 +114,8 @@ def own_results(checkout):
 def test_the_readme_tells_the_current_results(checkout, book):
     if own_results(checkout):
         pytest.skip(f"reports/metrics are not the committed ones; `{tables.COMMAND}` writes them into README.md")
-    assert block("results").strip("\n") == tables.results_text(book, tables.bounds()), tables.COMMAND
-
-
-def test_every_number_of_the_readme_s_results_has_a_source(checkout, book):
-    if own_results(checkout):
-        pytest.skip("reports/metrics are not the committed ones")
-    known = set()
-    for one in tables.used(book):
-        value, low, high = find(checkout, one.source)
-        assert (one.value, one.low, one.high) == (value, low, high)
-        known |= set(tables.plus_minus(one).split(" ± "))
-    evidence = tables.evidence(book, tables.bounds())
-    for source in evidence["source"]:
-        value, _, _ = find(checkout, source)
-        known.add(results.in_words(results.Number(value, source=source)))
-    for place in tables.HEADLINES:
-        for row in tables.reported_rows(book, *place):
-            known |= {results.in_words(cell) for cell in row.cells.values()}
-    cells = [
-        cell.strip() for line in block("results").splitlines() if line.startswith("| ") for cell in line.split("|")
-    ]
-    told = set()
-    for cell in cells:
-        measured = re.findall(r": ([^:;]+) \(\d+ of \d+\)", cell)  # of a claim: what was asked, then the values
-        values = [word for text in measured for word in text.split(" to ")] if measured else re.split(" ± ", cell)
-        told |= {word for word in values if NUMBER.fullmatch(word)}
-    told -= {"1"}  # steps of the reported rows
-    assert len(told) > 100
-    assert told - known == set()
-
-
-def test_the_readme_has_its_table_of_times():
-    rows = [line for line in block("times").splitlines() if line.startswith("| ")]
-    assert [row.split("|")[1].split(" (")[0].strip() for row in rows] == ["part", *tables.PARTS]
+    text = (checkout / "README.md").read_text()
+    assert tables.replaced(text, "results", tables.results_text(book, tables.bounds())) == text, tables.COMMAND
 
 
 def test_times_are_summed_by_part_and_full_scale_counts_only_at_full_scale():
@@ -182,10 +130,7 @@ def test_times_are_summed_by_part_and_full_scale_counts_only_at_full_scale():
 
 def test_lost_marks_are_one_line():
     with pytest.raises(InputError, match="once each"):
-        tables.replaced("no marks", "results", lambda: "")
-
-
-# -------------------------------------------------------------------------------------------------------------- prose
+        tables.replaced("no marks", "results", "")
 
 
 def test_the_prose_of_the_notebook_says_what_its_verdicts_say(checkout):

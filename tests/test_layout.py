@@ -46,7 +46,7 @@ def room(name: str) -> str:
 
 def imported(name: str) -> set[str]:
     """The files of dipp_core that a file imports itself, anywhere in it, packages on the way aside."""
-    found = sources.files_of((ROOT / name).read_text(), ROOT)
+    found = sources.files_of((ROOT / name).read_text())
     return {other for other in found if not other.endswith("__init__.py")} - {name}
 
 

@@ -161,7 +161,7 @@ def test_the_files_and_modules_that_are_named_are_there():
 
 def test_the_tables_of_the_readme_are_made_by_the_command_it_names(tmp_path):
     """The command itself, on a copy: it ends well, or in one line."""
-    for name in ("data", "reports/metrics", "reports/manifests", "params.yaml", "README.md", "notebooks"):
+    for name in ("data", "reports/metrics", "reports/manifests", "params.yaml", "README.md", "notebooks", "dipp_core"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).symlink_to(ROOT / name) if name != "README.md" else (tmp_path / name).write_text(README)
     environment = os.environ | {"DIPP_ROOT": str(tmp_path), "PYTHONPATH": str(ROOT)}

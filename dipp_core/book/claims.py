@@ -15,9 +15,9 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dipp_core.book.results import LESS, METRIC_NAMES, SHARE, Book, Number, number
+from dipp_core.book.results import LESS, METRIC_NAMES, MISSING, SHARE, Book, Number, number
 
-MET, FAILED, OPEN, MISSING = "met", "failed", "open", "not run here"
+MET, FAILED, OPEN = "met", "failed", "open"
 SUPPORTED, PARTLY, CONTRADICTED, TOO_SMALL = "supported", "partly", "contradicted", "not at this scale"
 NETS = {"unet": "UNet", "dit": "transformer"}
 METHODS = {"dipp": "DI++", "distar_in": "DI*"}

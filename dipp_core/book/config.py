@@ -8,9 +8,8 @@ is allowed, and the nearest valid name.
 import copy
 import difflib
 import functools
-import pathlib
+import itertools
 import re
-import sys
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
@@ -35,18 +34,15 @@ def nearest(name: str, allowed: Collection[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-# ----------------------------------------------------------------------------------------------------------- reading
-
-
 @functools.lru_cache(maxsize=1)
 def _parsed(text: str) -> Any:
     """YAML as Python; reading the file takes a tenth of a second, and a check asks for it once a section and scale."""
     return YAML(typ="safe").load(text)
 
 
-def read(path: pathlib.Path | None = None) -> dict:
+def read() -> dict:
     """The raw content of params.yaml (YAML 1.2, as DVC reads it; a key given twice is a mistake)."""
-    path = path or root() / "params.yaml"
+    path = root() / "params.yaml"
     try:
         content = copy.deepcopy(_parsed(path.read_text()))
     except FileNotFoundError:
@@ -89,9 +85,6 @@ def _at_scale(value: Any, scale: str, key: str) -> Any:
     return value[scale]
 
 
-# --------------------------------------------------------------------------------------------------------- validating
-
-
 def _explain(error: ValidationError, model: type[BaseModel], prefix: str) -> str:
     """One line per mistake: the key, what was found, what is allowed, the nearest valid name."""
     lines = []
@@ -121,7 +114,7 @@ def _validated(model: type[Model], values: Mapping[str, Any], prefix: str = "") 
 
 
 def _globals(content: dict) -> Globals:
-    return _validated(Globals, {name: value for name, value in content.items() if name in Globals.model_fields})
+    return _validated(Globals, {name: content[name] for name in Globals.model_fields if name in content})
 
 
 def section(stage: str, overrides: dict[str, Any] | None = None) -> Any:
@@ -138,42 +131,24 @@ def section(stage: str, overrides: dict[str, Any] | None = None) -> Any:
     for key in Section.model_fields:
         if key in content[name]:
             raise InputError(f"params.yaml: {name}.{key}: belongs at the top of the file, for all sections")
-    top = _globals(content | {key: overrides[key] for key in ("scale",) if key in overrides})
+    top = _globals(content | ({"scale": overrides["scale"]} if "scale" in overrides else {}))
     values = _at_scale(content[name], top.scale, name) | {"scale": top.scale, "seed": top.seed} | overrides
     return _validated(SECTIONS[name], values, name)
 
 
 def check() -> None:
     """Refuse params.yaml with all of its mistakes, at every scale."""
-    content, problems = read(), []
-    allowed = [*Globals.model_fields, *SECTIONS]
-    for name in content:
-        if name not in allowed:
-            problems.append(
-                f"params.yaml: {name}: unknown section; allowed: {', '.join(allowed)}{nearest(name, allowed)}"
-            )
+    content, allowed = read(), [*Globals.model_fields, *SECTIONS]
+    known = f"unknown section; allowed: {', '.join(allowed)}"
+    problems = [f"params.yaml: {name}: {known}{nearest(name, allowed)}" for name in content if name not in allowed]
     try:
         _globals(content)
-    except InputError as error:
-        raise InputError("\n".join([*problems, str(error)])) from None
-    for name in SECTIONS:
-        for scale in SCALES:
+        for name, scale in itertools.product(SECTIONS, SCALES):
             try:
                 section(name, {"scale": scale})
             except InputError as error:
                 problems += str(error).splitlines()
+    except InputError as error:
+        problems.append(str(error))
     if problems:
         raise InputError("\n".join(dict.fromkeys(problems)))  # a mistake is the same at every scale: say it once
-
-
-def main() -> int:
-    try:
-        check()
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,19 +2,14 @@
 
 A function claims its lines in its docstring; a notebook shows a function by using it, and the figure is the first one
 that the notebook publishes from that cell on. Nothing here is typed by hand, so the map cannot go stale.
-
-    .venv/bin/python -m dipp_core.book.map       rewrite the map in README.md
 """
 
 import ast
 import dataclasses
 import html
-import pathlib
 import re
 
 from dipp_core.book import config, sources
-
-MARKS = ("<!-- map: made by `python -m dipp_core.book.map` -->", "<!-- /map -->")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,44 +45,43 @@ def claims() -> dict[str, tuple[str, str]]:
     return found
 
 
-def _uses(code: str) -> set[str]:
-    """Names that a cell calls or refers to, imports aside."""
-    nodes = [node for node in ast.walk(ast.parse(code)) if not isinstance(node, ast.Import | ast.ImportFrom)]
-    return {node.id for node in nodes if isinstance(node, ast.Name)} | {
-        node.attr for node in nodes if isinstance(node, ast.Attribute)
-    }
+def cells(stage: str) -> list[tuple[set[str], list[str]]]:
+    """Of every cell of a notebook: the names that it uses, imports aside, and the figures that it publishes."""
+    found = []
+    for cell in sources.read_notebook(sources.notebook_path(stage))["cells"]:
+        names, figures = set(), []
+        for node in ast.walk(ast.parse(sources.code_of({"cells": [cell]}))):
+            if isinstance(node, ast.Name):
+                names.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                names.add(node.attr)
+            elif (
+                isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "figure"
+            ):  # report.figure(fig, "name", ..)
+                figures += [str(name.value) for name in node.args[1:2] if isinstance(name, ast.Constant)]
+        found.append((names, figures))
+    return found
 
 
-def _figures(code: str) -> list[str]:
-    """Names of the figures that a cell publishes: `report.figure(fig, "name", ..)`."""
-    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
-    names = [c.args[1] for c in calls if getattr(c.func, "attr", "") == "figure" and len(c.args) > 1]
-    return [str(name.value) for name in names if isinstance(name, ast.Constant)]
-
-
-def shown_in(stage: str, function: str) -> Shown | None:
-    notebook = sources.read_notebook(sources.notebook_path(stage))
-    cells = [sources.code_of({"cells": [cell]}) for cell in notebook["cells"]]
-    using = [number for number, code in enumerate(cells) if function in _uses(code)]
-    if not using:
+def shown_in(stage: str, cells: list[tuple[set[str], list[str]]], function: str) -> Shown | None:
+    using = next((number for number, (names, _) in enumerate(cells) if function in names), None)
+    if using is None:
         return None
-    figures = [name for code in cells[using[0] :] for name in _figures(code)]
-    return Shown(stage, figures[0] if figures else None)
+    figures = (name for _, names in cells[using:] for name in names)
+    return Shown(stage, next(figures, None))
 
 
 def entries() -> list[Entry]:
     """The whole map, in the order of Algorithm 1."""
     from dipp_core.method.algorithm import ALGORITHM_1
 
-    claimed = claims()
-    if set(claimed) != set(ALGORITHM_1):
-        raise ValueError(
-            f"claimed but not listed, or listed but not claimed: {sorted(set(claimed) ^ set(ALGORITHM_1))}"
-        )
+    claimed, notebooks = claims(), {stage: cells(stage) for stage in sources.stages()}
+    if wrong := sorted(set(claimed) ^ set(ALGORITHM_1)):
+        raise ValueError(f"claimed but not listed, or listed but not claimed: {wrong}")
     found = []
     for line, text in ALGORITHM_1.items():
         function, path = claimed[line]
-        shown = (shown_in(stage, function) for stage in sources.stages())
+        shown = (shown_in(stage, cells, function) for stage, cells in notebooks.items())
         found.append(Entry(line, text, function, path, tuple(filter(None, shown))))
     return found
 
@@ -106,14 +100,3 @@ def markdown(base: str) -> str:
             f"| {entry.line} | <code>{text}</code> | [`{entry.function}`]({base}{entry.path}) | {', '.join(shown)} |"
         )
     return "\n".join(rows)
-
-
-def readme_with_map(text: str) -> str:
-    """README.md with its map made anew."""
-    before, rest = text.split(MARKS[0])
-    return f"{before}{MARKS[0]}\n{markdown('')}\n{MARKS[1]}{rest.split(MARKS[1])[1]}"
-
-
-if __name__ == "__main__":
-    readme: pathlib.Path = config.root() / "README.md"
-    readme.write_text(readme_with_map(readme.read_text()))

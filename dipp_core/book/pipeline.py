@@ -20,6 +20,7 @@ import argparse
 import datetime
 import errno
 import hashlib
+import importlib
 import json
 import os
 import pathlib
@@ -37,9 +38,6 @@ from dipp_core.files import InputError, only_one, root, write_whole
 DISK_FULL = os.strerror(errno.ENOSPC)
 INPUTS = ("dipp_core", "notebooks", "data", "params.yaml", "requirements.lock", "dvc.yaml")
 PACKAGES = ("torch", "numpy", "matplotlib", "pandas", "diffusers", "transformers")
-
-
-# --------------------------------------------------------------------------------------------------- run one notebook
 
 
 def kernel_environment(work: pathlib.Path, reports: pathlib.Path, threads: int) -> dict[str, str]:
@@ -157,9 +155,6 @@ def run(stage: str, overrides: dict, reports: pathlib.Path | None = None) -> Non
         shutil.rmtree(work, ignore_errors=True)
 
 
-# ----------------------------------------------------------------------------------------------------- all that is new
-
-
 def stages() -> dict[str, str]:
     """The stages of dvc.yaml: short name -> what DVC calls it, 'theory@03_..' for one of a group."""
     from ruamel.yaml import YAML
@@ -179,14 +174,14 @@ def target(stage: str) -> str:
     return found[0]
 
 
-def repro(stage: str | None, force: bool = False) -> int:
+def repro(stage: str | None) -> int:
     """`make repro`, once params.yaml is known to be right; says at the end what every stage took."""
     config.check()
-    words = ["repro", *(["--single-item", "--force"] if force else []), *([target(stage)] if stage else [])]
-    if code := subprocess.run([sys.executable, "-m", "dvc", *words], cwd=root()).returncode:
-        return code
-    print(shares(root() / "reports" / "manifests"))
-    return 0
+    words = [sys.executable, "-m", "dvc", "repro", *([target(stage)] if stage else [])]
+    code = subprocess.run(words, cwd=root()).returncode
+    if not code:
+        print(shares(root() / "reports" / "manifests"))
+    return code
 
 
 def shares(folder: pathlib.Path) -> str:
@@ -199,18 +194,6 @@ def shares(folder: pathlib.Path) -> str:
         memory = f"{one['peak_memory_mib'] / 1024:5.1f} GiB"
         lines.append(f"{one['stage']:36s} {wall:6.0f} s {share:4.1f} % {cpu:6.0f} s {memory}  {one['scale']}")
     return "\n".join([*lines, f"{'together':36s} {total / 60:5.1f} min"])
-
-
-def write_site(name: str) -> None:
-    """`site`: reports/index.html and reports/site; `slides`: reports/slides (both take a second to import)."""
-    if name == "site":
-        from dipp_core.book import site
-
-        site.build(root())
-    else:
-        from dipp_core.book import slides
-
-        slides.build(root())
 
 
 def lint(stage: str) -> list[str]:
@@ -230,27 +213,21 @@ def lint(stage: str) -> list[str]:
     return faults
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def command(arguments: list[str] | None) -> int:
     parser = argparse.ArgumentParser(
         prog=".venv/bin/python -m dipp_core.book.pipeline", description=__doc__.split("\n")[0]
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("clean", "site", "slides", "lint"):
+    for name in ("clean", "site", "slides", "lint", "strip"):
         commands.add_parser(name)
-    again = commands.add_parser("repro")
-    again.add_argument("stage", nargs="?")
-    again.add_argument("-f", "--force", action="store_true", help="the stage that is named, even if it is up to date")
-    commands.add_parser("strip").add_argument("stages", nargs="*")
+    commands.add_parser("repro").add_argument("stage", nargs="?")
     one = commands.add_parser("run")
     one.add_argument("stage")
     one.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another value than params.yaml's")
     one.add_argument("--reports", type=pathlib.Path, help="publish here instead of under reports/")
-    return parser.parse_args(arguments)
-
-
-def command(args: argparse.Namespace) -> int:
+    args = parser.parse_args(arguments)
     if args.command == "repro":
-        return repro(args.stage, args.force)
+        return repro(args.stage)
     if args.command == "run":
         sources.read_notebook(sources.notebook_path(args.stage))
         config.check()
@@ -258,19 +235,19 @@ def command(args: argparse.Namespace) -> int:
     elif args.command == "clean":
         sources.write_all()
     elif args.command == "strip":
-        for stage in args.stages or sources.stages():
+        for stage in sources.stages():
             sources.strip(stage)
     elif args.command == "lint":
         if faults := [fault for stage in sources.stages() for fault in lint(stage)]:
             raise InputError("\n".join(faults))
-    else:
-        write_site(args.command)
+    else:  # site, slides: each takes a second to import
+        importlib.import_module(f"dipp_core.book.{args.command}").build(root())
     return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
     try:
-        return command(parse(arguments))
+        return command(arguments)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -34,6 +34,7 @@ METRICS = (
 )
 FULL = ("30_sd15", "31_pixart", "40_evaluation")
 REPORTED = ("source", "table", "model", "alpha_rew", "alpha_cfg", "metric")  # what names a reported number
+MISSING = "not run here"
 LESS, SHARE = " less ", " as a share of "
 LEAST_DIGITS = {"seconds_per_10_images": 0, "pickscore_x100": 1, "pickscore": 4}  # of reported numbers; others have 2
 GAIN = (LESS, "gains.", "gained.", "minus_")  # in the source of a number that is a difference
@@ -204,8 +205,10 @@ def digits_of(found: Number) -> int:
     return min(max(1 - math.floor(math.log10(max(found.half_width, 5e-13))), 0), 6)
 
 
-def in_words(found: Number) -> str:
+def in_words(found: Number | None) -> str:
     """A number as text: "0.763 (0.735 to 0.785)", "1.24", "6e-15"; a difference has a sign, "+0.024"."""
+    if found is None:
+        return MISSING
     plus = "+" if any(mark in found.source for mark in GAIN) else ""
     if found.source.startswith("reported:") and LESS not in found.source:
         metric = found.source.rsplit(" / ", 1)[1]
@@ -223,8 +226,10 @@ def in_words(found: Number) -> str:
 
 
 def metric_name(metric: str) -> str:
-    """A metric as a heading of a table: "HPSv2.1, concept art"."""
-    known = next((name for name in METRIC_NAMES if metric == name or metric.startswith(f"{name}_")), None)
-    if known is None or metric in METRIC_NAMES:
-        return METRIC_NAMES.get(metric, metric)
-    return f"{METRIC_NAMES[known]}, {metric.removeprefix(f'{known}_').replace('_', ' ')}"
+    """A metric as a heading of a table: "HPSv2.1, concept art"; what is no metric stays as it is."""
+    name, *rest = metric.split(", ")
+    if name not in METRIC_NAMES:
+        known = next((known for known in METRIC_NAMES if name.startswith(f"{known}_")), None)
+        if known:
+            name, rest = known, [name.removeprefix(f"{known}_").replace("_", " "), *rest]
+    return ", ".join([METRIC_NAMES.get(name, name), *rest])

@@ -11,7 +11,6 @@ import json
 import pathlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from nbconvert.filters.ansi import ansi2html
 from nbconvert.filters.markdown_mistune import markdown2html_mistune
@@ -23,6 +22,7 @@ from dipp_core.files import InputError, write_whole
 ROOM, SIGNS, LONGEST = 13, 78, 14  # lines that fit on a slide, signs in one, and lines of a print that are shown
 LEFT_OUT = ("Exercises", "Is your environment the tested one?", "What can this machine run?")
 SENTENCE = re.compile(r"(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bcf\.)(?<!\bvs\.)(?<=[.!?])\*{0,2}\s+(?=[A-Z$*`(\"])")
+Shown = tuple[str, range]  # the first two digits of a notebook, and the numbers of its sections; none for all
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
@@ -41,43 +41,25 @@ Reveal.initialize({{width: 1280, height: 720, margin: 0.03, center: false, hash:
 """
 
 
-@dataclass(frozen=True)
-class Session:
-    """What one deck shows: (first two digits of a notebook, numbers of its sections; none for all)."""
+def sessions(teaching: str) -> list[tuple[str, str, list[Shown]]]:
+    """Name, title and content of every deck: the lecture and the days of the week, from the tables of TEACHING.md."""
 
-    name: str
-    title: str
-    chapters: tuple[tuple[str, tuple[int, ...]], ...]
+    def chapters(cell: str) -> list[Shown]:
+        found = []
+        for number, first, last in re.findall(r"\[(\d\d)\]\([^)]*\)(?:, sections? (\d+)(?: (?:to|and) (\d+))?)?", cell):
+            found.append((number, range(int(first), int(last or first) + 1) if first else range(0)))
+        return found
 
-
-def sections(text: str) -> tuple[int, ...]:
-    """`, sections 1 to 4` and `, sections 2 and 3` as numbers."""
-    found = re.search(r"^, sections? (\d+)(?: (?:to|and) (\d+))?", text)
-    return tuple(range(int(found[1]), int(found[2] or found[1]) + 1)) if found else ()
-
-
-def sessions(teaching: str) -> list[Session]:
-    """The lecture and the days of the week, from the tables of TEACHING.md."""
-
-    def chapters(cell: str) -> list[tuple[str, tuple[int, ...]]]:
-        return [(m[1], sections(cell[m.end() :])) for m in re.finditer(r"\[(\d\d)\]\([^)]*\)", cell)]
-
-    lecture, week = ([], [])
+    lecture, week = [], []
     for line in re.findall(r"^\| \d+ \|.*", teaching, re.MULTILINE):
-        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        cells = [cell.strip(" |") for cell in line.strip("|").split(" | ")]
         if len(cells) == 4 and chapters(cells[1]):
-            week.append(
-                Session(
-                    f"day_{cells[0].strip()}",
-                    f"Day {cells[0].strip()}: {cells[3].strip(' |')}",
-                    tuple(chapters(cells[1])),
-                )
-            )
-        elif len(cells) == 4 and not chapters(cells[1]):
+            week.append((f"day_{cells[0]}", f"Day {cells[0]}: {cells[3]}", chapters(cells[1])))
+        elif len(cells) == 4:
             lecture += [entry for entry in chapters(cells[2]) if entry[0] != "90"]
     if not week or not lecture:
         raise InputError("slides: TEACHING.md has no table of a lecture or of a week")
-    return [Session("lecture", "One step, and what people like", tuple(lecture)), *week]
+    return [("lecture", "One step, and what people like", lecture), *week]
 
 
 def gist(block: str) -> str:
@@ -93,11 +75,9 @@ def lines(block: str) -> float:
     """How many lines of a slide a block of Markdown takes, about."""
     if block.startswith("$$"):
         return 2.2 + 1.2 * block.count(r"\\")
-    return (
-        sum(1 + len(line) // SIGNS for line in block.split("\n") if line) + 0.5
-        if block.startswith(("|", "-", "#"))
-        else len(block) / SIGNS + 1.3
-    )
+    if block.startswith(("|", "-", "#")):
+        return sum(1 + len(line) // SIGNS for line in block.split("\n") if line) + 0.5
+    return len(block) / SIGNS + 1.3
 
 
 def shown(output: dict) -> tuple[str, float]:
@@ -142,10 +122,10 @@ def pieces(chapter: Chapter, folder: pathlib.Path) -> Iterator[tuple[str, float,
             yield (figure(image.group(), folder), ROOM, "", "") if image else (*shown(output), "", "")
 
 
-def deck(chapter: Chapter, wanted: tuple[int, ...], folder: pathlib.Path) -> Iterator[str]:
+def deck(chapter: Chapter, wanted: range, folder: pathlib.Path) -> Iterator[str]:
     """The slides of a chapter; of numbered sections only the `wanted` ones, if any are named."""
-    title = chapter.title
-    stack = [f"<section><h1>{html.escape(chapter.title)}</h1></section>"]
+    title, keep = chapter.title, True
+    stack = [f"<section><h1>{html.escape(title)}</h1></section>"]
     page, room = "", float(ROOM)
     notes: list[str] = []
 
@@ -156,25 +136,20 @@ def deck(chapter: Chapter, wanted: tuple[int, ...], folder: pathlib.Path) -> Ite
             stack.append(f"<section><h2>{html.escape(title, quote=False)}</h2>{page}{said}</section>")
         page, notes, room = "", [], float(ROOM)
 
-    keep = True
-    for text, needed, heading, whole in pieces(chapter, folder):
+    for text, needed, heading, whole in [*pieces(chapter, folder), ("", 0, chapter.title, "")]:
         if heading:
             turn()
-            if keep and len(stack) > 0:
+            if keep and stack:
                 yield f"<section>{''.join(stack)}</section>"
             stack, title = [], heading
             number = re.match(r"(\d+)\.", heading)
-            keep = heading not in LEFT_OUT and (
-                not wanted or heading == chapter.title or bool(number and int(number[1]) in wanted)
-            )
+            asked = not wanted or heading == chapter.title or bool(number and int(number[1]) in wanted)
+            keep = asked and heading not in LEFT_OUT
             continue
         if needed > room:
             turn()
         page, room = page + text, room - needed
         notes += [whole, ""] if whole else []
-    turn()
-    if keep and stack:
-        yield f"<section>{''.join(stack)}</section>"
 
 
 def build(root: pathlib.Path) -> None:
@@ -185,23 +160,20 @@ def build(root: pathlib.Path) -> None:
     delimiters = {"inlineMath": [["$", "$"]], "displayMath": [["$$", "$$"]]}
     options = MATHJAX["options"] | {"ignoreHtmlClass": "none", "processHtmlClass": "reveal"}
     mathjax = json.dumps(MATHJAX | {"tex": delimiters, "options": options})
-    planned = sessions((root / "TEACHING.md").read_text())
-    for session in planned:
-        slides = [
-            slide
-            for stem, wanted in session.chapters
-            if stem in chapters
-            for slide in deck(chapters[stem], wanted, folder)
-        ]
+    items = ""
+    for name, title, content in sessions((root / "TEACHING.md").read_text()):
+        slides = [f"<section><h1>{html.escape(title)}</h1></section>"]
+        for stem, wanted in content:
+            slides += deck(chapters[stem], wanted, folder) if stem in chapters else []
         text = PAGE.format(
-            title=html.escape(session.title),
+            title=html.escape(title),
             css=read["reveal.css"] + read["deck.css"],
-            slides="\n".join([f"<section><h1>{html.escape(session.title)}</h1></section>", *slides]),
+            slides="\n".join(slides),
             reveal=read["reveal.js"],
             notes=read["notes.js"],
             mathjax=mathjax,
         )
-        write_whole(reports / "slides" / f"{session.name}.html", text)
-    items = "\n".join(f'<li><a href="{session.name}.html">{html.escape(session.title)}</a></li>' for session in planned)
+        write_whole(reports / "slides" / f"{name}.html", text)
+        items += f'<li><a href="{name}.html">{html.escape(title)}</a></li>\n'
     head = '<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>Lectures</title>\n<h1>Lectures</h1>'
-    write_whole(reports / "slides" / "index.html", f"{head}\n<ul>\n{items}\n</ul></html>\n")
+    write_whole(reports / "slides" / "index.html", f"{head}\n<ul>\n{items}</ul></html>\n")

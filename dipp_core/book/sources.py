@@ -41,9 +41,6 @@ def read_notebook(path: pathlib.Path) -> dict:
     return notebook
 
 
-# -------------------------------------------------------------------------------------------------------------- text
-
-
 def clean(notebook: dict) -> dict:
     """Order, kind, text and tags of the cells; no outputs, counters, editor metadata or ids, which differ by clone."""
     cells = []
@@ -81,9 +78,6 @@ def strip(stage: str) -> None:
         write_whole(path, _text(notebook))
 
 
-# -------------------------------------------------------------------------------------------------------------- code
-
-
 def code_of(notebook: dict) -> str:
     """The Python of a notebook: its code cells without IPython's own lines."""
     cells = ("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code")
@@ -102,36 +96,31 @@ def modules(code: str) -> frozenset[str]:
     return frozenset(name for name in names if name.split(".")[0] == "dipp_core")
 
 
-def files_of(code: str, top: pathlib.Path) -> set[str]:
-    """The files that these names are, and the packages on the way to them, as paths below the checkout `top`."""
-    found = set()
-    for name in modules(code):
-        parts = name.split(".")
-        for depth in range(1, len(parts) + 1):
-            base = "/".join(parts[:depth])
-            found |= {path for path in (f"{base}/__init__.py", f"{base}.py") if (top / path).is_file()}
-    return found - {SCHEMAS}
+def files_of(code: str) -> set[str]:
+    """The files that this code imports itself, and the packages on the way to them, as paths below the checkout."""
+    parts = [name.split(".") for name in modules(code)]
+    bases = {"/".join(names[:depth]) for names in parts for depth in range(1, len(names) + 1)}
+    paths = {f"{base}{end}" for base in bases for end in ("/__init__.py", ".py")}
+    return {path for path in paths if (root() / path).is_file()} - {SCHEMAS}
 
 
-def imports(code: str, top: pathlib.Path | None = None) -> list[str]:
-    """Every file of dipp_core that running this code reads, as paths relative to the checkout, sorted."""
-    top = top or root()
+def imports(code: str) -> list[str]:
+    """Every file of dipp_core that running this code reads, as paths below the checkout, sorted."""
     found: set[str] = set()
-    left = files_of(code, top)
+    left = files_of(code)
     while left:
-        path = left.pop()
-        found.add(path)
-        left |= files_of((top / path).read_text(), top) - found
+        found |= left
+        left = {other for path in left for other in files_of((root() / path).read_text())} - found
     return sorted(found)
 
 
-def code_hash(path: pathlib.Path) -> str:
+@functools.lru_cache(maxsize=512)
+def code_hash(code: str) -> str:
     """Of what a file does: comments, docstrings and layout may change without a re-run of anything."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(code)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
-            node
-        ):
+        if isinstance(node, documented) and ast.get_docstring(node):
             node.body = node.body[1:]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
@@ -139,10 +128,7 @@ def code_hash(path: pathlib.Path) -> str:
 def code_text(stage: str) -> str:
     """A line for every file of the library that a notebook uses: hash and path."""
     files = imports(code_of(read_notebook(notebook_path(stage))))
-    return "".join(f"{code_hash(root() / file)}  {file}\n" for file in files)
-
-
-# ------------------------------------------------------------------------------------------------- for the pipeline
+    return "".join(f"{code_hash((root() / file).read_text())}  {file}\n" for file in files)
 
 
 def write(stage: str) -> tuple[pathlib.Path, pathlib.Path]:

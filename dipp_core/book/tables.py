@@ -4,22 +4,23 @@ Kinds of rows are never mixed: what the papers report, what others report of the
 full scale, where "not run here" stands until somebody has run it. In CSV every number is a row of its own with its
 source (`results`); in Markdown and LaTeX the kinds stand one under the other, each with its own columns.
 
-    .venv/bin/python -m dipp_core.book.tables       write the tables of results and times in README.md anew
+    .venv/bin/python -m dipp_core.book.tables       write the tables of README.md anew, and its map
 """
 
 import dataclasses
 import json
+import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from dipp_core.book import results
-from dipp_core.book.claims import LAST, MET, MISSING, NETS, Bounds, all_claims, judged
+from dipp_core.book import map, results
+from dipp_core.book.claims import LAST, MET, NETS, Bounds, all_claims, judged
 from dipp_core.book.config import section
 from dipp_core.book.report import Report
-from dipp_core.book.results import Book, Number, in_words, number
+from dipp_core.book.results import MISSING, Book, Number, in_words, number
 from dipp_core.files import InputError, root, write_whole
 
 NOTHING = "\N{EN DASH}"
@@ -45,40 +46,40 @@ GAINS = {
     "distar_in over diff_instruct": "DI* less Diff-Instruct continued",
     "reward_only over diff_instruct": "reward alone less Diff-Instruct continued",
 }
-CAPTIONS = {"test": "test captions", "held out": "held out", "reordered": "reordered", "unknown words": "unknown words"}
-# what was found here beyond the claims: text, (label, source) of its numbers, notebooks
+CAPTIONS = {
+    "test captions": "table.{net}.{name}.gold",
+    "held out": "robust.{net}.held out.{name}.gold",
+    "reordered": "robust.{net}.reordered.{name}.gold",
+    "unknown words": "robust.{net}.unknown words.{name}.gold",
+}
+# what was found here beyond the claims: text, notebooks, (label, source) of its numbers
 PLANE = "11_alignment_2d:"
 BEYOND = (
     (
         "The optimum of the integral KL with a reward is not the tilted law of RLHF",
-        (
-            (
-                "distance to its own optimum, w ~ sigma^2, beta 2",
-                f"{PLANE}dipp_sw2_to_exact_optimum.sigma2.beta_2.mean",
-            ),
-            ("distance to the tilted law, w ~ sigma^2, beta 2", f"{PLANE}sw2_to_tilted.sigma2.beta_2.mean"),
-        ),
         ("06_where_is_the_optimum", "11_alignment_2d"),
+        ("distance to its own optimum, w ~ sigma^2, beta 2", f"{PLANE}dipp_sw2_to_exact_optimum.sigma2.beta_2.mean"),
+        ("distance to the tilted law, w ~ sigma^2, beta 2", f"{PLANE}sw2_to_tilted.sigma2.beta_2.mean"),
     ),
     (
         "Aimed at the diffused tilted law, training does reach it",
-        (("largest mean distance to the tilted law", f"{PLANE}exact_tilt_sw2_to_tilted.worst_mean"),),
         ("11_alignment_2d",),
+        ("largest mean distance to the tilted law", f"{PLANE}exact_tilt_sw2_to_tilted.worst_mean"),
     ),
     (
         "Guidance in distillation is sharper than the sharpened law of sampling",
-        (
-            ("distance to its own optimum", f"{PLANE}cfg_sw2_to_cfg_optimum.mean"),
-            ("distance to the sharpened law", f"{PLANE}cfg_sw2_to_sharpened.mean"),
-        ),
         ("04_guidance_is_a_reward", "11_alignment_2d"),
+        ("distance to its own optimum", f"{PLANE}cfg_sw2_to_cfg_optimum.mean"),
+        ("distance to the sharpened law", f"{PLANE}cfg_sw2_to_sharpened.mean"),
     ),
     (
         "Below a critical beta, DI* with pseudo-Huber has no optimum",
-        (("beta predicted", f"{PLANE}distar_threshold.predicted"), ("beta seen", f"{PLANE}distar_threshold.observed")),
         ("06_where_is_the_optimum", "11_alignment_2d"),
+        ("beta predicted", f"{PLANE}distar_threshold.predicted"),
+        ("beta seen", f"{PLANE}distar_threshold.observed"),
     ),
 )
+# a reward's name in the metrics of full scale, and in data/reported
 FULL_NAMES = {"hpsv2": "hpsv2_0", "hpsv2.0": "hpsv2_0", "hpsv2.1": "hpsv2_1"} | {
     name: name for name in ("image_reward", "aesthetic", "pickscore", "clipscore", "hpsv2_0", "hpsv2_1", "fid")
 }
@@ -89,6 +90,19 @@ PARTS = {
     "the plane": ("10", "14"),
     "the miniature": ("20", "24"),
     "full scale, with a GPU and public weights": ("30", "40"),
+}
+# LaTeX for what is not a letter or digit of ASCII; what is not here stays as it is
+LATEX = {sign: f"\\{sign}" for sign in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "é": r"\'e",
+    NOTHING: "--",
 }
 
 
@@ -117,24 +131,23 @@ class Table:
 
 def reported_rows(book: Book, source: str, table: str) -> list[Row]:
     """The rows of one reported table, in its own order; a metric names its prompts where there are several."""
-    frame = book.reported[(book.reported["source"] == source) & (book.reported["table"] == table)]
-    several, kind = (
-        frame["prompts"].nunique() > 1,
-        "reported by the papers" if source in PAPERS else "reported by others",
-    )
-    rows: dict[tuple, tuple[dict[str, str], dict[str, Number | None]]] = {}
-    for row in frame.to_dict("records"):
-        labels = {"model": row["model"], "steps": row["steps"]}
-        labels |= {name: row[name] for name in ("alpha_rew", "alpha_cfg") if (frame[name] != "").any()}
-        metric = f"{row['metric']}, {row['prompts']}" if several else row["metric"]
-        key = results.reported_source(row)
-        rows.setdefault(tuple(labels.values()), (labels, {}))[1][metric] = Number(float(row["value"]), source=key)
-    return [Row(kind, labels, cells) for labels, cells in rows.values()]
+    frame = book.reported.query("source == @source and table == @table")
+    several = frame["prompts"].nunique() > 1
+    names = ["model", "steps", *(name for name in ("alpha_rew", "alpha_cfg") if (frame[name] != "").any())]
+    rows = []
+    for labels, group in frame.groupby(names, sort=False):
+        cells: dict[str, Number | None] = {}
+        for row in group.to_dict("records"):
+            metric = f"{row['metric']}, {row['prompts']}" if several else row["metric"]
+            cells[metric] = Number(float(row["value"]), source=results.reported_source(row))
+        kind = "reported by the papers" if source in PAPERS else "reported by others"
+        rows.append(Row(kind, dict(zip(names, labels, strict=True)), cells))
+    return rows
 
 
-def _miniature(book: Book, net: str, labels: dict[str, str], keys: Mapping[str, str]) -> Row:
+def _miniature(book: Book, net: str, model: str, keys: Mapping[str, str]) -> Row:
     cells = {metric: number(book, f"{LAST}:{key}") for metric, key in keys.items()}
-    return Row(f"miniature ({NETS[net]})", labels, cells, book.scales.get(LAST, "unknown"))
+    return Row(f"miniature ({NETS[net]})", {"model": model}, cells, book.scales.get(LAST, "unknown"))
 
 
 def standings(book: Book, names: Sequence[str]) -> list[Row]:
@@ -143,10 +156,12 @@ def standings(book: Book, names: Sequence[str]) -> list[Row]:
     for net in NETS:
         known = book.metrics.get(LAST, {}).get("table", {}).get(net, {})
         for name in names:
-            for key in [key for key in known if key.startswith("reference")] if name == "reference" else [name]:
-                label = f"{NAMES[name]}, guidance {key.partition(' ')[2]}" if name == "reference" else NAMES[name]
-                keys = {number: f"table.{net}.{key}.{number}" for number in NUMBERS}
-                rows.append(_miniature(book, net, {"model": label}, keys))
+            models = {name: NAMES[name]}
+            if name == "reference":
+                keys = (key for key in known if key.startswith(name))
+                models = {key: f"{NAMES[name]}, guidance {key.partition(' ')[2]}" for key in keys}
+            for key, label in models.items():
+                rows.append(_miniature(book, net, label, {n: f"table.{net}.{key}.{n}" for n in NUMBERS}))
     return rows
 
 
@@ -155,10 +170,11 @@ def gains(book: Book) -> list[Row]:
     rows = []
     for net in NETS:
         for pair, label in GAINS.items():
+            row = _miniature(book, net, label, {n: f"gains.{net}.{pair}.{n}" for n in NUMBERS})
             strength = number(book, f"23_alignment:chosen_alpha.{net}.{pair.split(' over ')[0]}")
-            row = _miniature(book, net, {"model": label}, {n: f"gains.{net}.{pair}.{n}" for n in NUMBERS})
-            known: dict[str, Number | None] = {} if strength is None else {"alpha_rew here": strength}
-            rows.append(Row(row.kind, row.labels, {**known, **row.cells}, row.scale))
+            if strength is not None:
+                row = dataclasses.replace(row, cells={"alpha_rew here": strength, **row.cells})
+            rows.append(row)
     return rows
 
 
@@ -167,13 +183,8 @@ def by_captions(book: Book) -> list[Row]:
     rows = []
     for net in NETS:
         for name in ("diff_instruct", "dipp", "sim", "distar_in"):
-            keys = {
-                f"gold score, {text}": f"table.{net}.{name}.gold"
-                if what == "test"
-                else f"robust.{net}.{what}.{name}.gold"
-                for what, text in CAPTIONS.items()
-            }
-            rows.append(_miniature(book, net, {"model": NAMES[name]}, keys))
+            keys = {f"gold score, {text}": key.format(net=net, name=name) for text, key in CAPTIONS.items()}
+            rows.append(_miniature(book, net, NAMES[name], keys))
     return rows
 
 
@@ -185,16 +196,13 @@ def full_scale_rows(book: Book) -> list[Row]:
     """
     rows = []
     for stage in results.FULL:
-        content, scale = book.metrics.get(stage, {}), book.scales.get(stage, "unknown")
-        if scale != "full" or content.get("run") == "not run here" or content.get("random_weights"):
+        content, scale = book.metrics.get(stage, {}), book.scales.get(stage)
+        if scale != "full" or content.get("run") == MISSING or content.get("random_weights"):
             continue
         for path, inner in results.leaves(content):
-            found = {key: results.as_number(inner[key], "") for key in inner if key in FULL_NAMES}
-            cells = {
-                FULL_NAMES[key]: number(book, f"{stage}:{'.'.join((*path, key))}")
-                for key, value in found.items()
-                if value is not None
-            }
+            sources = {FULL_NAMES[key]: f"{stage}:{'.'.join((*path, key))}" for key in inner if key in FULL_NAMES}
+            cells = {metric: number(book, source) for metric, source in sources.items()}
+            cells = {metric: found for metric, found in cells.items() if found is not None}
             if cells:
                 rows.append(Row("full scale", {"model": ", ".join(path) or stage}, cells, scale))
     return rows
@@ -237,22 +245,24 @@ def tables(book: Book) -> list[Table]:
     for name, source, table, note, ours in _specified(book):
         rows = reported_rows(book, source, table)
         metrics = list(dict.fromkeys(metric for row in rows for metric in row.cells))
-        prompts = book.reported[(book.reported["source"] == source) & (book.reported["table"] == table)]["prompts"]
-        title = f"{book.origins[source]}: {table}"
-        title += f", {prompts.iloc[0]}" if prompts.nunique() == 1 else ""
+        prompts = book.reported.query("source == @source and table == @table")["prompts"].unique()
+        title = f"{book.origins[source]}: {table}" + (f", {prompts[0]}" if len(prompts) == 1 else "")
         found.append(Table(name, title, note, (*rows, *ours, *full_or_not(book, metrics))))
     return found
+
+
+def _numbers(found: Number | None, source: str) -> dict:
+    """Value, interval and source of a number as cells of a CSV."""
+    return dataclasses.asdict(found or Number(math.nan, source=source))
 
 
 def long(table: Table) -> pd.DataFrame:
     """A table with one number a row, and the source of each."""
     rows = []
     for row in table.rows:
-        for metric, found in row.cells.items():
-            numbers = _row(found, MISSING if found is None else found.source)
-            head = {"kind": row.kind, "scale": row.scale, "model": row.labels["model"]}
-            labels = {name: row.labels.get(name, "") for name in ("steps", "alpha_rew", "alpha_cfg")}
-            rows.append(head | labels | {"metric": metric} | numbers)
+        head = {"kind": row.kind, "scale": row.scale, "model": row.labels["model"]}
+        head |= {name: row.labels.get(name, "") for name in ("steps", "alpha_rew", "alpha_cfg")}
+        rows += [head | {"metric": metric} | _numbers(found, MISSING) for metric, found in row.cells.items()]
     return pd.DataFrame(rows)
 
 
@@ -262,22 +272,12 @@ def blocks(table: Table) -> list[Block]:
     for kind in dict.fromkeys(row.kind for row in table.rows):
         rows = [row for row in table.rows if row.kind == kind]
         metrics = list(dict.fromkeys(metric for row in rows for metric in row.cells))
-        frame = pd.DataFrame([{**row.labels} | {_heading(m): _cell(row, m) for m in metrics} for row in rows])
-        scale = "" if not rows[0].scale else f", scale {rows[0].scale}"
+        told = [{metric: in_words(one) for metric, one in row.cells.items()} for row in rows]
+        frame = pd.DataFrame([{**row.labels, **cells} for row, cells in zip(rows, told, strict=True)])
+        frame = frame[[*rows[0].labels, *metrics]].rename(columns=results.metric_name)
+        scale = f", scale {rows[0].scale}" if rows[0].scale else ""
         found.append((f"{kind}{scale}", frame.fillna(NOTHING).replace("", NOTHING)))
     return found
-
-
-def _cell(row: Row, metric: str) -> str:
-    if metric not in row.cells:
-        return NOTHING
-    found = row.cells[metric]
-    return MISSING if found is None else in_words(found)
-
-
-def _heading(metric: str) -> str:
-    name, _, rest = metric.partition(", ")
-    return results.metric_name(name) + (f", {rest}" if rest else "")
 
 
 # Claims and figures
@@ -302,19 +302,13 @@ def evidence(book: Book, bounds: Bounds) -> pd.DataFrame:
         head = {"claim": claim.name, "verdict": verdict}
         for label, source in claim.reported:
             one = number(book, source)
-            rows.append(head | {"kind": "reported by the papers", "about": label} | _row(one, source))
+            rows.append(head | {"kind": "reported by the papers", "about": label} | _numbers(one, source))
         for check, one, outcome in found:
             asked = f"{check.rule} {check.bound:g}" + (f", by more than {check.slack:g}" if check.slack else "")
             row = head | {"kind": "here", "about": check.about, "what": check.what, "asked": asked, "outcome": outcome}
-            rows.append(row | _row(one, check.source))
+            rows.append(row | _numbers(one, check.source))
     columns = ["claim", "verdict", "kind", "about", "what", "asked", "outcome", "value", "low", "high", "source"]
     return pd.DataFrame(rows).reindex(columns=columns)
-
-
-def _row(found: results.Number | None, source: str) -> dict:
-    if found is None:
-        return {"value": None, "low": None, "high": None, "source": source}
-    return {"value": found.value, "low": found.low, "high": found.high, "source": source}
 
 
 def told(found: list, *, short: bool) -> str:
@@ -325,8 +319,8 @@ def told(found: list, *, short: bool) -> str:
         values = sorted((one for one, _ in group if one is not None), key=lambda one: one.value)
         words = [in_words(dataclasses.replace(one, low=None, high=None)) for one in values]
         if short:
-            words = list(dict.fromkeys([*words[:1], *words[-1:]]))
-        text = " to ".join(words) if short else ", ".join(words)
+            words = [" to ".join(dict.fromkeys([*words[:1], *words[-1:]]))]
+        text = ", ".join(words)
         met = sum(outcome == MET for _, outcome in group)
         lines.append(f"{about}: {text or MISSING} ({met} of {len(group)})")
     return "; ".join(lines)
@@ -347,14 +341,20 @@ def figures_table(*, base: str | None) -> pd.DataFrame:
     """Figures and tables of the papers, how far they are known, and what is drawn here instead."""
     rows = []
     frame = pd.read_csv(root() / "data" / "reported" / "figures.csv", dtype=str, keep_default_na=False)
-    for row in frame.to_dict("records"):
-        stage, name = row["stage"], f"reports/figures/{row['stage']}/{row['figure']}.png"
-        there = (root() / "notebooks" / f"{stage}.ipynb").is_file()
-        drawn = base is not None and there and row["figure"]
+    for row in frame.itertuples():
+        there = (root() / "notebooks" / f"{row.stage}.ipynb").is_file()
+        figure = row.figure
+        if figure and there and base is not None:
+            figure = f"[{figure}]({base}reports/figures/{row.stage}/{figure}.png)"
         rows.append(
-            {"paper": row["paper"], "there": row["what"], "how far it is known": row["known"], "here": row["here"]}
-            | {"notebooks": linked([stage], base if there else None) or NOTHING}
-            | {"figure": f"[{row['figure']}]({base}{name})" if drawn else row["figure"] or NOTHING}
+            {
+                "paper": row.paper,
+                "there": row.what,
+                "how far it is known": row.known,
+                "here": row.here,
+                "notebooks": linked([row.stage], base if there else None) or NOTHING,
+                "figure": figure or NOTHING,
+            }
         )
     return pd.DataFrame(rows)
 
@@ -362,12 +362,11 @@ def figures_table(*, base: str | None) -> pd.DataFrame:
 def beyond(book: Book) -> pd.DataFrame:
     """What was found here and is no claim of the papers, one number a row."""
     rows = []
-    for text, numbers, stages in BEYOND:
+    for text, stages, *numbers in BEYOND:
         for label, source in numbers:
             found = number(book, source)
-            words = MISSING if found is None else in_words(found)
-            where = {"notebooks": linked(stages, "../"), "found": words}
-            rows.append({"what": text, "number": label} | where | _row(found, source))
+            where = {"notebooks": linked(stages, "../"), "found": in_words(found)}
+            rows.append({"what": text, "number": label} | where | _numbers(found, source))
     return pd.DataFrame(rows)
 
 
@@ -399,24 +398,24 @@ def markdown(title: str, note: str, blocks: Sequence[Block], raw: Sequence[str] 
 
 
 def latex(title: str, note: str, blocks: Sequence[Block]) -> str:
-    """A whole table as LaTeX: one tabular a block, long cells as paragraphs; needs the package booktabs."""
+    """A whole table as LaTeX: one tabular a block; needs the package booktabs.
+
+    Columns with cells of more than 32 characters are paragraphs, which share seven tenths of the width of the text.
+    """
     lines = ["% needs \\usepackage{booktabs}", "\\begin{table}", "\\centering\\small"]
     lines.append(f"\\caption{{{_latex(f'{title}. {note}'.strip())}}}")
     for heading, frame in blocks:
         lines += [f"\\par\\medskip\\textbf{{{_latex(heading)}}}\\par"] if heading else []
-        wide = [frame[name].astype(str).str.len().max() > 32 for name in frame.columns]
-        share = f"p{{{0.7 / max(sum(wide), 1):.2f}\\textwidth}}"
-        cells = frame.astype(str).rename(columns=_latex).map(_latex)
-        lines.append(cells.to_latex(index=False, column_format="".join(share if w else "l" for w in wide)).rstrip())
+        longest = [max(len(name), *frame[name].str.len()) for name in frame.columns]
+        total = sum(math.sqrt(length) for length in longest if length > 32)
+        shares = [f"p{{{0.7 * math.sqrt(n) / total:.2f}\\textwidth}}" if n > 32 else "l" for n in longest]
+        cells = frame.rename(columns=_latex).map(_latex)
+        lines.append(cells.to_latex(index=False, column_format="".join(shares)).rstrip())
     return "\n".join([*lines, "\\end{table}"]) + "\n"
 
 
 def _latex(text: str) -> str:
-    """Text for LaTeX; signs beyond ASCII are left to the input encoding."""
-    known = {sign: f"\\{sign}" for sign in "&%$#_{}"}
-    known |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    known |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
-    return "".join(known.get(sign, sign) for sign in text)
+    return "".join(LATEX.get(sign, sign) for sign in text)
 
 
 # Publishing
@@ -452,22 +451,12 @@ def _texts(report: Report, name: str, head: tuple[str, str], linking: list, plai
 # README.md
 
 
-def marks(name: str) -> tuple[str, str]:
-    """Where a table that is made by the command begins and ends in README.md."""
-    return f"<!-- {name}: made by `{COMMAND}` -->", f"<!-- /{name} -->"
-
-
 def plus_minus(found: Number | None) -> str:
     """A number with half the width of its interval, "0.763 ± 0.025"."""
-    if found is None:
-        return MISSING
+    if found is None or found.half_width is None:
+        return in_words(found)
     n = results.digits_of(found)
-    return in_words(found) if found.half_width is None else f"{found.value:.{n}f} ± {found.half_width:.{n}f}"
-
-
-def used(book: Book) -> list[Number]:
-    """Every number of the table of methods, with its source."""
-    return [one for row in standings(book, README_METHODS) for one in row.cells.values() if one is not None]
+    return f"{found.value:.{n}f} ± {found.half_width:.{n}f}"
 
 
 def methods_text(book: Book) -> str:
@@ -475,21 +464,10 @@ def methods_text(book: Book) -> str:
     parts = []
     for net, name in NETS.items():
         rows = [row for row in standings(book, README_METHODS) if row.kind == f"miniature ({name})"]
-        frame = pd.DataFrame(
-            {"method": row.labels["model"]}
-            | {results.metric_name(key): plus_minus(one) for key, one in row.cells.items()}
-            for row in rows
-        )
-        parts.append(f"*Miniature, {name}* (`table.{net}`, scale {rows[0].scale}):")
-        parts.append(markdown_rows(frame))
+        told = [{results.metric_name(key): plus_minus(one) for key, one in row.cells.items()} for row in rows]
+        frame = pd.DataFrame([{"method": row.labels["model"], **t} for row, t in zip(rows, told, strict=True)])
+        parts += [f"*Miniature, {name}* (`table.{net}`, scale {rows[0].scale}):", markdown_rows(frame)]
     return "\n\n".join(parts)
-
-
-def headlines(book: Book) -> str:
-    """What the papers report for PixArt-alpha."""
-    rows = [row for place in HEADLINES for row in reported_rows(book, *place)]
-    table = Table("headlines", "", "", tuple(rows))
-    return markdown_rows(blocks(table)[0][1])
 
 
 def results_text(book: Book, bounds: Bounds) -> str:
@@ -497,6 +475,7 @@ def results_text(book: Book, bounds: Bounds) -> str:
     frame = claims_table(book, bounds, base="", short=True)
     frame = frame[["claim", "verdict", "evidence here (met of asked)", "notebooks"]]
     metrics = f"reports/metrics/{LAST}.json"
+    headlines = tuple(row for place in HEADLINES for row in reported_rows(book, *place))
     return "\n\n".join(
         [
             markdown_rows(frame, RAW),
@@ -504,63 +483,51 @@ def results_text(book: Book, bounds: Bounds) -> str:
             f"[{metrics}]({metrics}):",
             methods_text(book),
             "*Reported by the papers*, on other prompts, other judges and other scales, for PixArt-alpha:",
-            headlines(book),
+            markdown_rows(blocks(Table("headlines", "", "", headlines))[0][1]),
         ]
     )
 
 
-def manifests() -> list[dict]:
-    """The manifest of every stage that was run."""
-    folder = root() / "reports" / "manifests"
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("[0-9]*.json"))]
-
-
-def times(found: list[dict]) -> str:
+def times(manifests: list[dict]) -> str:
     """What each part of the book took on the machine that made its results."""
     rows = []
     for part, (first, last) in PARTS.items():
-        runs = [run for run in found if first <= run["stage"][:2] <= last]
-        runs = [run for run in runs if first < "30" or run["scale"] == "full"]
-        row = {"part": f"{part} ({first} to {last})"}
-        if not runs:
-            rows.append(row | dict.fromkeys(("scale", "wall time", "CPU time", "most memory", "on"), MISSING))
-            continue
-        minutes = {key: sum(run[key] for run in runs) / 60 for key in ("wall_seconds", "cpu_seconds")}
-        machines = dict.fromkeys(f"{run['machine']}, {run['device']}" for run in runs)
-        rows.append(
-            row
-            | {"scale": ", ".join(dict.fromkeys(run["scale"] for run in runs))}
-            | {"wall time": f"{minutes['wall_seconds']:.0f} min", "CPU time": f"{minutes['cpu_seconds']:.0f} min"}
-            | {
-                "most memory": f"{max(run['peak_memory_mib'] for run in runs) / 1024:.1f} GiB",
-                "on": "; ".join(machines),
-            }
-        )
+        runs = pd.DataFrame([run for run in manifests if first <= run["stage"][:2] <= last])
+        if first >= "30" and len(runs):
+            runs = runs[runs["scale"] == "full"]
+        cells = dict.fromkeys(("scale", "wall time", "CPU time", "most memory", "on"), MISSING)
+        if len(runs):
+            cells["scale"] = ", ".join(runs["scale"].unique())
+            cells["wall time"] = f"{runs['wall_seconds'].sum() / 60:.0f} min"
+            cells["CPU time"] = f"{runs['cpu_seconds'].sum() / 60:.0f} min"
+            cells["most memory"] = f"{runs['peak_memory_mib'].max() / 1024:.1f} GiB"
+            cells["on"] = "; ".join((runs["machine"] + ", " + runs["device"]).unique())
+        rows.append({"part": f"{part} ({first} to {last})"} | cells)
     return markdown_rows(pd.DataFrame(rows))
 
 
 def bounds() -> Bounds:
     """The bounds of params.yaml."""
     p = section("41_paper_and_here")
-    return Bounds(**{field.name: getattr(p, field.name) for field in dataclasses.fields(Bounds)})
+    return Bounds(p.identity, p.near, p.accuracy, p.share)
 
 
-def replaced(text: str, name: str, make: Callable[[], str]) -> str:
+def replaced(text: str, name: str, made: str) -> str:
     """README.md with one of its tables made anew; a lost mark is an error."""
-    first, last = marks(name)
+    first, last = f"<!-- {name}: made by `{COMMAND}` -->", f"<!-- /{name} -->"
     if text.count(first) != 1 or text.count(last) != 1:
         raise InputError(f"README.md needs the marks {first} and {last}, once each")
     before, rest = text.split(first)
-    return f"{before}{first}\n{make()}\n{last}{rest.split(last)[1]}"
+    return f"{before}{first}\n{made}\n{last}{rest.split(last)[1]}"
 
 
 def main() -> int:
-    """Write all tables of README.md anew."""
-    readme = root() / "README.md"
+    """Write all tables of README.md anew, and its map."""
+    readme, manifests = root() / "README.md", sorted((root() / "reports" / "manifests").glob("[0-9]*.json"))
     try:
-        book, text = results.read(), readme.read_text()
-        text = replaced(text, "results", lambda: results_text(book, bounds()))
-        readme.write_text(replaced(text, "times", lambda: times(manifests())))
+        text = replaced(readme.read_text(), "results", results_text(results.read(), bounds()))
+        text = replaced(text, "times", times([json.loads(path.read_text()) for path in manifests]))
+        readme.write_text(replaced(text, "map", map.markdown("")))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -26,7 +26,7 @@ def workplace(stage: str, name: str, settings: dict, inputs: Iterable[Tensor]) -
     facts = {"settings": settings, "torch": torch.__version__, "threads": torch.get_num_threads(), "code": code}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for file in sources.imports(code):
-        digest.update(sources.code_hash(root() / file).encode())
+        digest.update(sources.code_hash((root() / file).read_text()).encode())
     for tensor in inputs:
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return root() / ".work" / "long" / stage / f"{name}_{digest.hexdigest()[:12]}"

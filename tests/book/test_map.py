@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from dipp_core.book import config, map
-from dipp_core.method.algorithm import ALGORITHM_1
+from dipp_core.book import map, tables
 
 
 def notebook(*codes: str) -> str:
@@ -24,18 +23,14 @@ def bare(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_every_line_is_claimed():
-    assert set(map.claims()) == set(ALGORITHM_1)
-
-
 def test_every_line_is_shown_in_a_notebook_with_a_figure():
     for entry in map.entries():
         assert any(where.figure for where in entry.shown), f"line {entry.line} ({entry.function}) is shown nowhere"
 
 
-def test_the_readme_shows_the_current_map():
-    text = (config.root() / "README.md").read_text()
-    assert map.readme_with_map(text) == text, "run `.venv/bin/python -m dipp_core.book.map`"
+def test_the_readme_shows_the_current_map(checkout):
+    text = (checkout / "README.md").read_text()
+    assert tables.replaced(text, "map", map.markdown("")) == text, tables.COMMAND
 
 
 def test_a_line_claimed_twice_is_an_error(bare):
@@ -48,5 +43,5 @@ def test_a_line_claimed_twice_is_an_error(bare):
 def test_a_function_is_shown_by_the_first_figure_after_its_first_use(bare):
     code = ["import f", 'report.figure(fig, "before", "")', "f(x)", 'report.figure(fig, "after", "")']
     (bare / "notebooks/07_x.ipynb").write_text(notebook(*code))
-    assert map.shown_in("07_x", "f") == map.Shown("07_x", "after")
-    assert map.shown_in("07_x", "unused") is None
+    assert map.shown_in("07_x", map.cells("07_x"), "f") == map.Shown("07_x", "after")
+    assert map.shown_in("07_x", map.cells("07_x"), "unused") is None

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import inspect
 import json
-import re
 
 import pandas as pd
 import pytest
@@ -42,9 +41,6 @@ def changed(book, source, value):
 def verdict_of(book, name, bounds=BOUNDS):
     claim = next(claim for claim in claims.all_claims(book, bounds) if claim.name == name)
     return claims.judged(claim, book)[1]
-
-
-# ------------------------------------------------------------------------------------------------------------ numbers
 
 
 def test_a_key_may_hold_dots_and_a_number_may_come_in_four_forms(book):
@@ -139,9 +135,6 @@ def test_results_of_this_run_come_before_the_published_ones(bare, tmp_path, monk
     assert (found.scales["12_pareto_2d"], found.scales["11_alignment_2d"]) == ("smoke", "unknown")
 
 
-# ----------------------------------------------------------------------------------------------------------- the rule
-
-
 @pytest.mark.parametrize(
     ("rule", "found", "expected"),
     [
@@ -179,25 +172,6 @@ def test_the_verdict_is_a_function_of_the_outcomes(outcomes, expected):
     assert claims.verdict(outcomes) == expected
 
 
-# --------------------------------------------------------------------------------------------------------- the claims
-
-
-def test_every_check_names_a_number_that_is_there(book):
-    lost = [
-        check.source
-        for claim in claims.all_claims(book, BOUNDS)
-        for check in claim.checks
-        if results.number(book, check.source) is None
-    ]
-    lost += [
-        source
-        for claim in claims.all_claims(book, BOUNDS)
-        for _, source in claim.reported
-        if results.number(book, source) is None
-    ]
-    assert lost == []
-
-
 def test_a_changed_number_changes_the_verdict(book):
     assert verdict_of(book, "guidance") == "supported"
     worse = changed(book, "04_guidance_is_a_reward:cfg_identity_rel_err", 0.5)
@@ -219,49 +193,39 @@ def test_a_wider_interval_takes_support_away_and_a_moved_one_gives_it(book):
     assert verdict_of(wide, "over-alignment") == "partly"
 
 
-def test_one_verdict_hangs_on_how_ratios_without_interval_are_taken(book):
-    """Notebook 41 and the README say so."""
-    strict = dataclasses.replace(BOUNDS, share=0.0)
-    names = [claim.name for claim in claims.all_claims(book, BOUNDS)]
-    turned = [name for name in names if verdict_of(book, name) != verdict_of(book, name, strict)]
-    assert turned == ["DI* over DI++"]
-    assert verdict_of(book, "DI* over DI++", strict) == "contradicted"
-
-
 def test_algorithm_1_takes_no_pictures():
     from dipp_core.method.algorithm import align
 
     assert not {"images", "data", "pictures", "dataset", "loader"} & set(inspect.signature(align).parameters)
 
 
-# --------------------------------------------------------------------------------------------------------- the tables
+def test_the_tables_that_are_published_are_those_of_the_committed_numbers(book, tmp_path, checkout):
+    """Byte for byte, in all three forms."""
+    tables.publish(Report("41_paper_and_here", tmp_path), book, tables.bounds())
+    committed = checkout / "reports/tables/41_paper_and_here"
+    made = sorted((tmp_path / "tables/41_paper_and_here").iterdir())
+    assert {path.name for path in committed.iterdir()} - {path.name for path in made} == {"not_met.csv", "turned.csv"}
+    assert [path.name for path in made if path.read_bytes() != (committed / path.name).read_bytes()] == []
 
 
-def test_every_reported_number_stands_in_exactly_one_table(book):
-    found = [
-        cell.source
-        for table in tables.tables(book)
-        for row in table.rows
-        if row.kind.startswith("reported")
-        for cell in row.cells.values()
-    ]
-    expected = [results.reported_source(row) for row in book.reported.to_dict("records")]
-    assert sorted(found) == sorted(expected)
-
-
-def test_kinds_are_never_mixed(book):
+def test_every_reported_number_stands_in_one_table_and_shares_no_row_or_scale_with_another_kind(book):
+    found = []
     for table in tables.tables(book):
         for row in table.rows:
-            sources = {cell.source for cell in row.cells.values() if cell is not None}
+            sources = [cell.source for cell in row.cells.values() if cell is not None]
             assert all(source.startswith("reported:") == row.kind.startswith("reported") for source in sources)
-        headings = [heading for heading, _ in tables.blocks(table)]
-        assert len(headings) == len(set(headings)) == len({row.kind for row in table.rows})
-
-
-def test_the_two_scales_of_hpsv2_share_no_table(book):
-    for table in tables.tables(book):
+            found += [source for source in sources if source.startswith("reported:")]
         metrics = " ".join(metric for row in table.rows for metric in row.cells)
         assert not ("hpsv2_0" in metrics and "hpsv2_1" in metrics)
+    assert sorted(found) == sorted(results.reported_source(row) for row in book.reported.to_dict("records"))
+
+
+def test_signs_of_markdown_and_latex_are_escaped():
+    text = tables.markdown_rows(pd.DataFrame({"a": ["x | y*"], "b": ["[0](c)"]}), raw=("b",))
+    assert text.splitlines()[2] == r"| x &#124; y\* | [0](c) |"
+    text = tables.latex("A_title", "100%", [("x & y", pd.DataFrame({"a_b": ["50% & {more} #1 ~ \\ $ <é>"]}))])
+    assert r"50\% \& \{more\} \#1 \textasciitilde{} \textbackslash{} \$ \textless{}\'e\textgreater{} \\" in text
+    assert r"\caption{A\_title. 100\%}" in text
 
 
 def test_full_scale_rows_appear_when_they_were_run_and_not_before(book):
@@ -279,66 +243,11 @@ def test_full_scale_rows_appear_when_they_were_run_and_not_before(book):
     assert row.labels == {"model": "models, ours"}
     assert row.cells["hpsv2_1"] == Number(28.0, source="40_evaluation:models.ours.hpsv2.1")
     made = {table.name: table for table in tables.tables(full)}
-    assert [row.kind for row in made["distar_hpsv2_1"].rows][-1] == "full scale"
     assert made["distar_hpsv2_1"].rows[-1].cells["hpsv2_1"].value == 28.0
     assert made["hpsv2_0_leaderboard"].rows[-1].cells["hpsv2_0"] is None
-    assert "40_evaluation" in full.metrics
     for no_result in ({"run": "not run here"}, {"random_weights": 1}):
         skipped = dataclasses.replace(full, metrics={**full.metrics, "40_evaluation": content | no_result})
         assert not tables.full_scale_rows(skipped)
-
-
-def test_everything_is_published_in_three_forms(book, tmp_path):
-    report = Report("41_paper_and_here", tmp_path)
-    published = tables.publish(report, book, BOUNDS)
-    names = {table.name for table in published} | {"claims", "figures"}
-    folder = tmp_path / "tables" / "41_paper_and_here"
-    for name in names:
-        assert {path.suffix for path in folder.glob(f"{name}.*")} == {".csv", ".md", ".tex"}
-    for path in folder.glob("*.md"):
-        lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
-        widths = [len(re.findall(r"(?<!\\)\|", line)) for line in lines]
-        starts = [n for n, line in enumerate(lines) if line.startswith("|---")]
-        for n, start in enumerate(starts):
-            end = starts[n + 1] - 1 if n + 1 < len(starts) else len(lines)
-            assert len(set(widths[start - 1 : end])) == 1, path.name
-    for path in folder.glob("*.tex"):
-        assert_well_formed(path.read_text())
-
-
-def assert_well_formed(text):
-    """Braces and environments balanced, and rows as wide as their tabular says."""
-    plain = re.sub(r"\\[{}]", "", text)
-    depth = 0
-    for sign in plain:
-        depth += (sign == "{") - (sign == "}")
-        assert depth >= 0
-    assert depth == 0
-    opened = []
-    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
-        assert kind == "begin" or opened.pop() == name
-        opened += [name] if kind == "begin" else []
-    assert opened == []
-    assert re.findall(r"(?<!\\)[#_^]", text) == []
-    assert [line for line in text.splitlines() if re.search(r"(?<!\\)%", line)] == ["% needs \\usepackage{booktabs}"]
-    for body in re.findall(r"\\begin\{tabular\}(.*?)\\end\{tabular\}", text, re.DOTALL):
-        first, *rows = body.strip().splitlines()
-        columns = len(re.findall(r"l|p\{[^}]*\}", first[1:-1].replace(r"\textwidth", "")))
-        rows = [row for row in rows if row.endswith(r"\\")]
-        assert rows
-        assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}
-
-
-def test_latex_escapes_what_it_must():
-    frame = pd.DataFrame({"a_b": ["50% & {more} #1 ~ ^ \\ $ <é>"], "c": ["1 ± 2"]})
-    text = tables.latex("A_title", "100%", [("x & y", frame)])
-    assert_well_formed(text)
-    assert r"50\% \& \{more\} \#1" in text
-
-
-def test_markdown_escapes_the_signs_of_its_own_tables():
-    text = tables.markdown_rows(pd.DataFrame({"a": ["x | y*"], "b": ["[0](c)"]}), raw=("b",))
-    assert text.splitlines()[2] == r"| x &#124; y\* | [0](c) |"
 
 
 def test_what_is_drawn_instead_is_there(checkout):

@@ -3,6 +3,7 @@
 import html
 import json
 import pathlib
+import posixpath
 import re
 import struct
 from dataclasses import dataclass
@@ -99,19 +100,14 @@ def linked(text: str, base: str, stems: set[str]) -> str:
     def place(match: re.Match) -> str:
         label, url = match.groups()
         path, _, anchor = url.partition("#")
-        target = (pathlib.PurePosixPath("/") / base / path).as_posix()
-        parts: list[str] = []
-        for part in target.strip("/").split("/"):
-            parts = parts[:-1] if part == ".." else [*parts, part]
-        stem = parts[-1].removesuffix(".ipynb")
-        if parts[-1].endswith(".ipynb") and stem in stems:
+        target = posixpath.normpath(f"{base}/{path}").lstrip("/")
+        stem = posixpath.basename(target).removesuffix(".ipynb")
+        if target.endswith(".ipynb") and stem in stems:
             return f"[{label}]({stem}.ipynb{'#' + anchor if anchor else ''})"
-        if parts[0] == "dipp_core" and parts[-1].endswith(".py"):
-            inner = [part for part in "/".join(parts).removesuffix(".py").split("/") if part != "__init__"]
-            return f'<a href="api/{"/".join(inner)}/index.html">{label}</a>'
-        if parts[:2] == ["reports", "notebooks"]:
-            parts = parts[1:]  # a chapter that has not been made here: the notebook itself
-        return f'<a href="../../{"/".join(parts)}">{label}</a>'
+        if target.startswith("dipp_core/") and target.endswith(".py"):
+            return f'<a href="api/{target.removesuffix(".py").removesuffix("/__init__")}/index.html">{label}</a>'
+        target = target.removeprefix("reports/") if target.startswith("reports/notebooks/") else target  # not made here
+        return f'<a href="../../{target}">{label}</a>'
 
     return re.sub(r"(?<!!)\[([^\[\]]+)\]\(((?:\.\./)*[\w./-]+\.[\w#-]+|(?:\.\./)+[\w./-]+)\)", place, text)
 

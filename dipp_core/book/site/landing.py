@@ -45,10 +45,7 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader(path.read_text().splitlines())) if path.is_file() else []
 
 
 def link(stems: dict[str, str], number: str, text: str) -> str:
@@ -58,14 +55,10 @@ def link(stems: dict[str, str], number: str, text: str) -> str:
 
 def claims(reports: pathlib.Path, stems: dict[str, str]) -> str:
     """What the papers claim, and how far it was seen here."""
-    rows = [
-        [
-            row["claim"],
-            f"**{row['verdict']}**",
-            ", ".join(link(stems, number, number) for number in row["notebooks"].split(", ")),
-        ]
-        for row in read_rows(reports / "tables/41_paper_and_here/claims.csv")
-    ]
+    rows = []
+    for row in read_rows(reports / "tables/41_paper_and_here/claims.csv"):
+        where = ", ".join(link(stems, number, number) for number in row["notebooks"].split(", "))
+        rows.append([row["claim"], f"**{row['verdict']}**", where])
     if not rows:
         return ""
     return f"""(results)=
@@ -118,14 +111,8 @@ def checked(reports: pathlib.Path, stems: dict[str, str]) -> str:
         path = reports / "metrics" / f"{stem}.json"
         values = json.loads(path.read_text()) if path.is_file() else {}
         if key in values:
-            rows.append(
-                [
-                    claim,
-                    f"{values[key]:.0e}" if 0 < values[key] < 1e-3 else f"{values[key]:.3g}",
-                    bar,
-                    link(stems, stem[:2], stem[:2]),
-                ]
-            )
+            found = f"{values[key]:.0e}" if 0 < values[key] < 1e-3 else f"{values[key]:.3g}"
+            rows.append([claim, found, bar, link(stems, stem[:2], stem[:2])])
     if not rows:
         return ""
     return f"""## Checked by machine
