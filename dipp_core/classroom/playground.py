@@ -6,6 +6,7 @@ never kept waiting for longer than a slice or a picture. One run trains at a tim
 """
 
 import asyncio
+import dataclasses
 import html
 import io
 import time
@@ -17,11 +18,11 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from dipp_core.book import report
 from dipp_core.book.report import COLORS
-from dipp_core.files import InputError
-from dipp_core.method.algorithm import PRESETS, StepRecord, align
+from dipp_core.method.algorithm import StepRecord, align
 from dipp_core.method.divergences import pseudo_huber
 from dipp_core.method.staged import NonFiniteError
 from dipp_core.rewards import plane as rewards
@@ -51,9 +52,6 @@ METHODS = {
 UNUSED = {"diff_instruct": {"reward", "beta"}, "sim": {"reward", "beta"}, "reward_only": {"alpha_cfg"}}
 
 
-# --------------------------------------------------------------------------------------------------------------- runs
-
-
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """What the reader chooses. beta: weight of the divergence, 1 / alpha_rew; alpha_cfg: guidance, 0 is off."""
@@ -63,11 +61,6 @@ class Choice:
     reward: str
     beta: float
     alpha_cfg: float
-
-    def __post_init__(self):
-        for name, known in (("world", WORLDS), ("method", PRESETS), ("reward", REWARDS)):
-            if getattr(self, name) not in known:
-                raise InputError(f"unknown {name} {getattr(self, name)!r}: one of {', '.join(known)}")
 
     def uses(self, name: str) -> bool:
         """Whether the method looks at this one of the choices."""
@@ -108,12 +101,12 @@ class Run:
     """A run that goes on step by step. looks: what was seen of it, one a look; curves: of every step, by name."""
 
     choice: Choice
+    numbers: Numbers
     world: plane.World
     stack: Stack
-    records: Iterator[StepRecord]
     grid: dict
-    steps: int
-    points: int
+    records: Iterator[StepRecord]
+    rates: list[LambdaLR]
     done: int = 0
     looks: list[Look] = field(default_factory=list)
     curves: dict[str, list[float]] = field(default_factory=dict)
@@ -124,17 +117,19 @@ class Run:
         if record is None:
             return False
         self.done += 1
-        for name, norm in record.x0_grad_norms.items():
-            self.curves.setdefault(f"norm_{name}", []).append(float(norm))
-        self.curves.setdefault("grad_norm", []).append(float(record.grad_norm))
-        if record.ta_loss is not None:
-            self.curves.setdefault("ta_loss", []).append(float(record.ta_loss))
+        for rate in self.rates:
+            rate.step()
+        seen = {f"norm_{name}": norm for name, norm in record.x0_grad_norms.items()}
+        for name, value in (seen | {"grad_norm": record.grad_norm, "ta_loss": record.ta_loss}).items():
+            if value is not None:
+                self.curves.setdefault(name, []).append(float(value))
         return True
 
     def look(self) -> Look:
         """See where the run is now; the same noise at every look, so that points can be followed."""
         g = torch.Generator().manual_seed(1)
-        clouds = torch.cat([plane_runs.generate(self.stack, self.world, k, self.points, generator=g) for k in (0, 1)])
+        points = self.numbers.points
+        clouds = torch.cat([plane_runs.generate(self.stack, self.world, k, points, generator=g) for k in (0, 1)])
         worth = REWARDS[self.choice.reward]()(clouds, None).mean()
         nats = plane_runs.divergences(self.grid, clouds[:1])["ikl_sigma2"]
         self.looks.append(Look(self.done, clouds, float(worth), float(nats)))
@@ -155,11 +150,15 @@ def begin(choice: Choice, numbers: Numbers, *, start: Stack | None = None) -> Ru
         chosen["alpha_rew"] = 1 / choice.beta
     if choice.uses("alpha_cfg"):
         chosen["alpha_cfg"] = choice.alpha_cfg
-    gen, ta = (
-        torch.optim.Adam(net.parameters(), lr=lr, betas=(0.0, 0.99), foreach=True)
-        for net, lr in ((stack.gen, numbers.gen_lr), (stack.ta, numbers.ta_lr))
-    )
+    pairs = ((stack.gen, numbers.gen_lr), (stack.ta, numbers.ta_lr))
+    gen, ta = (torch.optim.Adam(net.parameters(), lr=lr, betas=(0.0, 0.99), foreach=True) for net, lr in pairs)
+
+    def slowing(step: int) -> float:
+        """Learning rates, constant for the first half, fall linearly to 0 in the second, as in `plane_runs.train`."""
+        return min(1.0, 2 * (1 - step / numbers.steps))
+
     reward = REWARDS[choice.reward]()
+    settings = plane_runs.settings_for(world, choice.method, 1, numbers.batch, **chosen)
     records = align(
         gen=stack.gen,
         ta=stack.s_ta,
@@ -169,22 +168,14 @@ def begin(choice: Choice, numbers: Numbers, *, start: Stack | None = None) -> Ru
         ta_optimizer=ta,
         draw_cond=world.draw_cond,
         null_cond=world.null_cond,
-        settings=plane_runs.settings_for(world, choice.method, 1, numbers.batch, **chosen),
+        settings=settings,
         reward=reward,
         generator=noise,
         steps=numbers.steps,
     )
-    slowing = _slowing(records, ((gen, numbers.gen_lr), (ta, numbers.ta_lr)), numbers.steps)
+    rates = [LambdaLR(optimizer, slowing) for optimizer in ((gen, ta) if settings.ta_steps else (gen,))]
     grid = plane_runs.grids_for(world, 0, reward, points=49)
-    return Run(choice, world, stack, slowing, grid, numbers.steps, numbers.points)
-
-
-def _slowing(records: Iterator[StepRecord], rates: Sequence, steps: int) -> Iterator[StepRecord]:
-    """Learning rates, constant for the first half, fall linearly to 0 in the second, as in `plane_runs.train`."""
-    for done, record in enumerate(records, start=1):
-        for optimizer, rate in rates:
-            optimizer.param_groups[0]["lr"] = rate * min(1.0, 2 * (1 - done / steps))
-        yield record
+    return Run(choice, numbers, world, stack, grid, records, rates)
 
 
 def at_steps(run: Run, looks: Sequence[int]) -> list[Look]:
@@ -196,8 +187,6 @@ def at_steps(run: Run, looks: Sequence[int]) -> list[Look]:
     return found
 
 
-# ----------------------------------------------------------------------------------------------------------- pictures
-
 CURVES = {  # what it is called and its colour
     "norm_reward": ("reward", "reward"),
     "norm_divergence": ("divergence", "ref"),
@@ -208,9 +197,9 @@ CURVES = {  # what it is called and its colour
 EXTENT = 3.6  # of the picture, in either direction
 
 
-def density(world: plane.World, points: int = 97) -> tuple[Tensor, Tensor]:
-    """An axis (points,) and the reference's density over axis x axis, of both prompts together."""
-    axis = torch.linspace(-EXTENT, EXTENT, points, dtype=torch.float64)
+def density(world: plane.World) -> tuple[Tensor, Tensor]:
+    """An axis (97,) and the reference's density over axis x axis, of both prompts together."""
+    axis = torch.linspace(-EXTENT, EXTENT, 97, dtype=torch.float64)
     atoms = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1)
     return axis, world.law.log_prob(atoms).exp()
 
@@ -261,8 +250,8 @@ def draw_curves(axes: Any, run: Run) -> None:
     """Mean reward and integral KL at every look; size of the terms' gradients; the assistant's loss and grad norm."""
     steps = [look.step for look in run.looks]
     left, middle, right = axes
-    left.plot(steps, [look.reward for look in run.looks], "o-", markersize=3, color=COLORS["reward"], label="reward")
-    nats = [look.nats for look in run.looks]
+    worth, nats = [look.reward for look in run.looks], [look.nats for look in run.looks]
+    left.plot(steps, worth, "o-", markersize=3, color=COLORS["reward"], label="reward")
     left.plot(steps, nats, "s-", markersize=3, color=COLORS["ref"], label="integral KL, nats")
     for name, values in run.curves.items():
         ax = middle if name.startswith("norm_") else right
@@ -272,7 +261,7 @@ def draw_curves(axes: Any, run: Run) -> None:
     middle.set(xlabel="steps", ylim=(0, None))
     right.set(xlabel="steps", yscale="log")
     for ax, title in zip(axes, ("where it is", "gradients at the samples, rms", "how it learns"), strict=True):
-        ax.set_xlim(0, run.steps)
+        ax.set_xlim(0, run.numbers.steps)
         ax.set_title(title, fontsize=11)
         if ax.lines:
             ax.legend(fontsize=9)
@@ -294,14 +283,13 @@ def moving_picture(run: Run) -> Callable[[Look], bytes]:
         dots = draw_cloud(cloud, run.looks[-1], density(run.world))
         (reward_line,) = left.plot([], [], color=COLORS["reward"], label="mean reward")
         (nats_line,) = left.plot([], [], color=COLORS["ref"], label="integral KL, nats")
-        curves = {
-            name: right.plot([], [], color=COLORS[color], linewidth=1.5, label=label)[0]
-            for name, (label, color) in CURVES.items()
-        }
-        left.set(title="where it is", xlabel="steps", xlim=(0, run.steps))
+        curves = {}
+        for name, (label, color) in CURVES.items():
+            (curves[name],) = right.plot([], [], color=COLORS[color], linewidth=1.5, label=label)
+        for ax, title in ((left, "where it is"), (right, "gradients and losses")):
+            ax.set(title=title, xlabel="steps", xlim=(0, run.numbers.steps))
+        right.set(yscale="log", ylim=(0.01, 3))
         left.legend(fontsize=9)
-        right.set(title="gradients and losses", xlabel="steps", xlim=(0, run.steps), yscale="log")
-        right.set_ylim(0.01, 3)
         right.legend(fontsize=8, ncols=2, loc="lower left")
 
     def frame(look: Look) -> bytes:
@@ -314,7 +302,7 @@ def moving_picture(run: Run) -> Callable[[Look], bytes]:
             curves[name].set_data(*window_means(values))
         left.relim()
         left.autoscale_view(scalex=False)
-        cloud.set_title(f"{run.choice.world}, step {look.step} of {run.steps}", fontsize=11)
+        cloud.set_title(f"{run.choice.world}, step {look.step} of {run.numbers.steps}", fontsize=11)
         buffer = io.BytesIO()
         with watch.DRAWING:
             fig.savefig(buffer, format="png")
@@ -322,8 +310,6 @@ def moving_picture(run: Run) -> Callable[[Look], bytes]:
 
     return frame
 
-
-# ------------------------------------------------------------------------------------------------------------- player
 
 SLICE = 0.1  # seconds of training between two chances for everything else
 FRAME = 0.5  # seconds from one picture to the next, at least; and three times as long as it took to draw
@@ -382,13 +368,7 @@ class Player:
     @property
     def choice(self) -> Choice:
         """The choices as they stand."""
-        return Choice(
-            world=self.world.value,
-            method=self.method.value,
-            reward=self.reward.value,
-            beta=self.beta.value,
-            alpha_cfg=self.alpha_cfg.value,
-        )
+        return Choice(**{one.name: getattr(self, one.name).value for one in dataclasses.fields(Choice)})
 
     @property
     def running(self) -> bool:
@@ -413,18 +393,17 @@ class Player:
             Player.training = None
 
     def _at_start(self) -> Run:
-        choice = self.choice
-        stacks = {DISTILLED: self.starts.get(choice.world), LAST: self.run.stack if self.run else None}
-        return begin(choice, self.numbers, start=stacks.get(self.origin.value))
+        stacks = {DISTILLED: self.starts.get(self.world.value), LAST: self.run.stack if self.run else None}
+        return begin(self.choice, self.numbers, start=stacks.get(self.origin.value))
 
     def _say(self, words: str) -> None:
         self.status.value = f'<span role="status" aria-live="polite">{html.escape(words)}</span>'
 
     def _origins(self) -> list[str]:
         """Where a run in this world can start from."""
-        world = self.world.value
-        last = self.run is not None and self.run.choice.world == world
-        return [*([DISTILLED] if world in self.starts else []), FRESH, *([LAST] if last else [])]
+        distilled = [DISTILLED] if self.world.value in self.starts else []
+        last = [LAST] if self.run and self.run.choice.world == self.world.value else []
+        return [*distilled, FRESH, *last]
 
     def _offer(self, _: Any = None) -> None:
         """Offer what the choices allow: controls that the method looks at, places to start from."""
@@ -480,6 +459,6 @@ class Player:
         await asyncio.sleep(0.01)
         if self.run is run:
             self.canvas.value = frame(look)
-            self._say(f"training, step {run.done} of {run.steps}: {look.words}")
+            self._say(f"training, step {run.done} of {run.numbers.steps}: {look.words}")
             await asyncio.sleep(0.01)
         return frame

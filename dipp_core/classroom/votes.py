@@ -39,9 +39,6 @@ PAIRS, FILE = "pairs.safetensors", "votes.jsonl"
 Painter = Callable[[Sequence[str], int], Tensor]  # (n captions, seed) -> pictures (n, 3, H, W) in [0, 1]
 
 
-# ------------------------------------------------------------------------------------------------------------- rounds
-
-
 @dataclass(frozen=True)
 class Round:
     """Pairs to be voted on: captions (n), pictures left and right (n, 3, H, W) uint8, a_left (n,) bool: the secret."""
@@ -97,9 +94,6 @@ def blind_round(
     return Round(tuple(texts), torch.where(side, a, b), torch.where(side, b, a), a_left)
 
 
-# ------------------------------------------------------------------------------------------------------------ ballots
-
-
 @dataclass
 class Ballot:
     """A round, and the votes on it so far: answers, one of left, right and tie each, for the first pairs in order."""
@@ -109,7 +103,7 @@ class Ballot:
     voter: str
     file: IO[bytes]
     answers: list[str] = field(default_factory=list)
-    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)  # the open file and its lock
+    close: Callable[[], None] = lambda: None  # lets go of the file and its lock; another notebook may open it then
 
     @property
     def done(self) -> bool:
@@ -156,10 +150,6 @@ class Ballot:
         found = zip(self.round.captions, sides, self.answers, strict=False)
         return [{"voter": self.voter, "caption": text, "a_is": side, "vote": vote} for text, side, vote in found]
 
-    def close(self) -> None:
-        """Let go of the file; another notebook may open it then."""
-        self.held.close()
-
     def keep(self, line: dict) -> None:
         """One line, on the disk when this returns; what could not be written whole is cut off again."""
         if self.file.closed:
@@ -203,7 +193,7 @@ def open_ballot(
             _check_same_pictures(ballot)
         else:
             _keep_pictures(ballot)
-        ballot.held = held.pop_all()
+        ballot.close = held.pop_all().close
     OPEN_BALLOTS[folder] = ballot
     if ballot.answers:
         say(f"{folder.name}: going on after {len(ballot.answers)} of {len(ballot.round)} votes")
@@ -213,25 +203,20 @@ def open_ballot(
 def _whole_lines(ballot: Ballot, say: Callable[[str], None]) -> list[dict]:
     """The lines of the file; a broken last one, which a crash may leave, is dropped and said."""
     path, file = ballot.folder / FILE, ballot.file
-    content = path.read_bytes()
+    parts = path.read_bytes().splitlines(keepends=True)
     lines: list[dict] = []
-    kept = 0
-    while kept < len(content):
-        end = content.find(b"\n", kept) + 1 or len(content)
-        try:
-            line = json.loads(content[kept:end])
-        except ValueError:
-            line = None
-        if not isinstance(line, dict):
-            if end < len(content):
-                raise InputError(f"{path}, line {len(lines) + 1} cannot be read; repair or remove that line")
-            say(f"{path}: dropped a broken last line ({end - kept} bytes), which had not been saved whole")
-            file.truncate(kept)
-            os.fsync(file.fileno())
-            return lines
-        lines.append(line)
-        kept = end
-    if content and not content.endswith(b"\n"):  # whole but for its end, as an editor may leave it
+    for part in parts:
+        with contextlib.suppress(ValueError):
+            if isinstance(line := json.loads(part), dict):
+                lines.append(line)
+                continue
+        if part is not parts[-1]:
+            raise InputError(f"{path}, line {len(lines) + 1} cannot be read; repair or remove that line")
+        say(f"{path}: dropped a broken last line ({len(part)} bytes), which had not been saved whole")
+        file.truncate(sum(map(len, parts[:-1])))
+        os.fsync(file.fileno())
+        return lines
+    if parts and not parts[-1].endswith(b"\n"):  # whole but for its end, as an editor may leave it
         file.write(b"\n")
         os.fsync(file.fileno())
     return lines
@@ -258,9 +243,9 @@ def _keep_pictures(ballot: Ballot) -> None:
     from safetensors.torch import save
 
     pairs = ballot.round
-    tensors = {"left": pairs.left, "right": pairs.right, "a_left": pairs.a_left.to(torch.uint8)}
-    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    write_whole(ballot.folder / PAIRS, save(whole, metadata={"captions": json.dumps(pairs.captions)}))
+    sides = {"left": pairs.left.contiguous(), "right": pairs.right.contiguous()}
+    tensors = sides | {"a_left": pairs.a_left.to(torch.uint8)}
+    write_whole(ballot.folder / PAIRS, save(tensors, metadata={"captions": json.dumps(pairs.captions)}))
     descriptor = os.open(ballot.folder, os.O_RDONLY)  # the names of both files are on the disk, too
     os.fsync(descriptor)
     os.close(descriptor)
@@ -282,14 +267,12 @@ def _check_same_pictures(ballot: Ballot) -> None:
     def alike(old: Tensor, now: Tensor) -> bool:
         return old.shape == now.shape and int((old.int() - now.int()).abs().max()) <= 1
 
-    same_sides = torch.equal(a_left.bool(), new.a_left)
-    if captions != new.captions or not (alike(left, new.left) and alike(right, new.right) and same_sides):
+    same_pictures = alike(left, new.left) and alike(right, new.right)
+    if captions != new.captions or not same_pictures or not torch.equal(a_left.bool(), new.a_left):
         what = "holds votes on other pictures (other models, captions or numbers)"
         raise InputError(f"{ballot.folder} {what}: rename it to keep them, or remove it, then run this again")
     ballot.round = Round(captions, left, right, a_left.bool())
 
-
-# --------------------------------------------------------------------------------------------------------- the form
 
 KEYS = {"l": "left", "r": "right", "t": "tie", "b": "back"}
 LABELS = {"left": "left is better", "tie": "no difference", "right": "right is better", "back": "take back"}
@@ -327,8 +310,7 @@ class VoteForm:
         self.field = widgets.Text(description="or type l, r, t, b", continuous_update=True, style=wide)
         self.caption, self.status = widgets.HTML(), widgets.HTML()
         sides = [
-            widgets.VBox([self.left, self.buttons["left"]]),
-            widgets.VBox([self.right, self.buttons["right"]]),
+            widgets.VBox([image, self.buttons[name]]) for name, image in (("left", self.left), ("right", self.right))
         ]
         others = widgets.HBox([self.buttons["tie"], self.buttons["back"]])
         rows = [widgets.HTML(HELP), self.caption, widgets.HBox(sides), others, self.field, self.status]
@@ -344,10 +326,9 @@ class VoteForm:
             return
         try:
             self.ballot.back() if vote == "back" else self.ballot.vote(vote)
+            self._show()
         except InputError as error:
             self._show(str(error))
-        else:
-            self._show()
 
     def _typed(self, change: Any) -> None:
         if change["new"]:
@@ -379,9 +360,6 @@ def _png(image: Tensor, pixels: int = 256) -> bytes:
     buffer = io.BytesIO()
     small.resize((pixels, pixels), Image.Resampling.NEAREST).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-# --------------------------------------------------------------------------------------------------- simulated voters
 
 
 def warmth(images: Tensor) -> Tensor:
@@ -438,9 +416,6 @@ def unit_of(likes: str, left: Tensor, right: Tensor) -> float:
     return max(float((utility(left) - utility(right)).square().mean().sqrt()) / 2**0.5, 1e-6)
 
 
-# ---------------------------------------------------------------------------------------------------------- win rates
-
-
 @dataclass(frozen=True)
 class WinRate:
     """(wins + ties / 2) / votes, and the ends of its 95% interval."""
@@ -457,8 +432,9 @@ class WinRate:
         return self.wins + self.ties + self.losses
 
 
-def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(share: float, n: int) -> tuple[float, float]:
     """Wilson's score interval of a share among n independent votes: all p with |share - p| <= z sqrt(p (1 - p) / n)."""
+    z = 1.959964  # 95%
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return max(0.0, middle - half), min(1.0, middle + half)
@@ -475,9 +451,6 @@ def win_rate(scores: Tensor) -> WinRate:
     wins, ties, n = int((scores == 1).sum()), int((scores == 0.5).sum()), len(scores)
     rate = (wins + ties / 2) / n
     return WinRate(rate, *wilson(rate, n), wins, ties, n - wins - ties)
-
-
-# ------------------------------------------------------------------------------------------- a taste from a few votes
 
 
 @dataclass(frozen=True)
@@ -534,8 +507,8 @@ def learn_taste(
     captions: Sequence[str],
     scores: Tensor,
     *,
-    ridge: float = 0.3,
-    least: int = 10,
+    ridge: float,
+    least: int,
 ) -> Taste:
     """The taste behind votes on pictures left, right (n, 3, 32, 32) of n captions; scores as in `fit_direction`."""
     differences, scale = _differences(judge, left, right, captions, scores, least)
@@ -549,13 +522,12 @@ def cross_validate(
     captions: Sequence[str],
     scores: Tensor,
     *,
-    ridge: float = 0.3,
-    least: int = 10,
-    folds: int = 10,
+    ridge: float,
+    least: int,
 ) -> Tensor:
-    """Of every decided vote, whether a taste learned from the other folds predicts it, (decided,) bool."""
+    """Of every decided vote, whether a taste learned from the other nine tenths predicts it, (decided,) bool."""
     differences, _ = _differences(judge, left, right, captions, scores, least)
-    fold, margins = torch.arange(len(scores)) % min(folds, len(scores)), torch.zeros(len(scores))
+    fold, margins = torch.arange(len(scores)) % min(10, len(scores)), torch.zeros(len(scores))
     for number in range(int(fold.max()) + 1):
         apart = fold == number
         margins[apart] = differences[apart] @ fit_direction(differences[~apart], scores[~apart], ridge)

@@ -26,21 +26,17 @@ RULE = 'table["beta"].where(known_ground).min() if known_ground.any() else table
 MISTAKES = [
     (1, "(xt - sigma * eps) / alpha", "xt - sigma * eps", "x0: the division by alpha(t) is missing"),
     (1, "-eps / sigma", "eps / sigma", "score: the sign"),
-    (1, "-eps / sigma", "-eps", "score: the division by sigma(t) is missing"),
     (1, "alpha * eps - sigma * x0", "sigma * x0 - alpha * eps", "a sign"),
     (1, "return x0, v, score", "return x0, v", "is to return 3 things"),
     (2, "else n - 1", "else n", "off by one"),
     (2, "s_cond + alpha_cfg *", "s_null + alpha_cfg *", "multiplicative convention"),
-    (2, "(s_cond - s_null)", "(s_null - s_cond)", "turned round"),
     (3, "alpha**2 * m * ref", "alpha * m * ref", "by m: alpha(t) once too few"),
-    (3, "(ref - own)", "(own - ref)", "a sign"),
     (3, "alpha**2 * spread * (ref", "0.5 * alpha**2 * (ref", "derivative with respect to the variance"),
     (3, "alpha**2 * spread * (ref", "2 * alpha**2 * spread * (ref", "twice as large"),
     (3, "(ref - own)", "ref", "the term of log det is missing"),
     (4, ".detach()", "", "The scores carry gradient"),
     (4, "gap * xt", "gap * xt.detach()", "xt is detached"),
     (4, "(s_ta - s_ref)", "(s_ref - s_ta)", "The sign"),
-    (4, "return w * ", "return ", "w(t) is missing"),
     (4, ".sum(-1)", ".sum()", "the whole batch"),
     (4, "return w * (gap * xt).sum(-1)", "return (w * (gap * xt).sum(-1)).mean()", "one value per sample"),
     (4, "w * (gap * xt).sum(-1)", "w[:, None] * gap * xt", "a value per coordinate"),
@@ -55,10 +51,8 @@ MISTAKES = [
     (7, "return w * ", "return ", "w(t) is missing"),
     (7, "over_cond = guidance_scale - 1", "over_cond = guidance_scale", "counts 1 as off"),
     (7, "over_null = guidance_scale", "over_null = guidance_scale + 1", "one too many"),
-    (7, "over_null = guidance_scale", "over_null = guidance_scale - 1", "longer by one bracket"),
     (8, "a / beta / (w / (lam + noise_var)).sum()", "a / beta * (w * (lam + noise_var)).sum()", "forces are averaged"),
     (8, "lam * a / beta", "a / beta", "tilted: lam is missing"),
-    (8, "noise_var)", "noise_var**2)", "noise_var is s^2 already"),
     (8, "a / beta / (w", "a * beta / (w", "it divides the shift"),
     (9, "1 / noise_var - 1 / (lam + noise_var)", "1 / noise_var", "own precision is missing"),
     (9, "q / (w * (1 / noise_var - 1 / (lam + noise_var))).sum()",
@@ -67,7 +61,6 @@ MISTAKES = [
     (10, "abs(a)", "a", "it is |a| that counts"),
     (10, "alpha / (alpha**2", "1 / (alpha**2", "alpha(t) is missing on top"),
     (10, "(w * force).sum()", "(w * force**2).sum()", "k enters once"),
-    (10, "abs(a) / (w * force).sum()", "abs(a) * (w / force).sum()", "The forces are averaged"),
     (11, "torch.log(1 + y.square().sum(-1) / c**2)", "torch.log(1 + y.square() / c**2).sum(-1)",
         "value: |y|^2 is the norm"),
     (11, "y / (1 + y.square().sum(-1, keepdim=True) / c**2)", "y / (1 + y.square() / c**2)",
@@ -75,16 +68,13 @@ MISTAKES = [
     (11, "return y / (1 + y.square().sum(-1, keepdim=True) / c**2)",
         "return (y / (1 + y.square().sum(-1, keepdim=True) / c**2)).detach()", "it carries no gradient"),
     (11, "    return c / 2", "    return c", "How large is it there?"),
-    (11, "0.5 * c**2 *", "c**2 *", "twice as large"),
     (12, "side * ", "", "does not look at the prompt"),
     (12, "torch.tanh(x0[..., 0] / 2)", "torch.sign(x0[..., 0])", "No gradient|steps"),
     (12, "torch.tanh(x0[..., 0] / 2)", "x0[..., 0]", "not bounded"),
     (12, "torch.tanh(x0[..., 0] / 2)", "(x0[..., 0] / 2).clamp(-1, 1)", "Flat at some samples"),
     (12, "torch.tanh(x0[..., 0] / 2)", "torch.tanh(x0[..., 0] / x0[..., 0].std())", "changes with its neighbours"),
     (12, "cond[..., 0] - cond[..., 1]", "cond[..., 1] - cond[..., 0]", "prompts are exchanged"),
-    (12, "x0[..., 0] / 2)", "x0[..., 0].detach() / 2)", "No gradient reaches x0"),
     (13, "(k + 1) / len", "k / len", "asked at t = k / T"),
-    (13, "(k + 1) / len(alphas_cumprod)", "k", "the integer timestep"),
     (13, "network(z, t)", "network(sigma * z, t)", "z was scaled"),
     (13, "return (z - sigma * eps) / alpha", "return z - sigma * eps", "The division by alpha(t*) is missing"),
     (13, "alphas_cumprod[k].sqrt(), (1 - alphas_cumprod[k]).sqrt()", "alphas_cumprod[k], 1 - alphas_cumprod[k]",
@@ -96,7 +86,6 @@ MISTAKES = [
     (14, "    optimizer.step()\n", "", "did not move"),
     (14, "losses.mean().backward()", "losses.sum().backward()", "Sum over the batch"),
     (14, "ta(xt, t)", "ta(x0, t)", "it saw something else"),
-    (14, " / schedule.sigma(t)[:, None]", "", "division by sigma(t) is missing"),
     (15, "total = total + grad", "total = grad", "Only the last term arrived"),
     (15, "scale * term", "term", "scales of the terms are missing"),
     (15, "len(leaf) * grad", "grad", "shrink with the batch"),
@@ -191,9 +180,6 @@ def test_a_signature_of_the_exercise_is_that_of_its_solution():
     assert asked == {name: found for name, found in signatures(SOLUTIONS.values()).items() if name in asked}
 
 
-# ------------------------------------------------------------------------------------------------------- how it judges
-
-
 def test_an_error_in_an_answer_is_one_line_that_shows_where():
     def convert(eps, xt, alpha, sigma):
         return eps / (alpha - alpha), undefined, 1  # noqa: F821
@@ -206,8 +192,14 @@ def test_an_error_in_an_answer_is_one_line_that_shows_where():
 
 
 def test_numbers_may_come_in_any_form_and_precision():
-    assert check(9, lambda q, lam, s2, w: np.float32(q) / float((w * lam / (s2 * (lam + s2))).sum())).state == RIGHT
-    assert check(8, lambda a, lam, b, s2, w: [float(a / b / (w / (lam + s2)).sum()), lam * a / b]).state == RIGHT
+    verdicts = [
+        check(9, lambda q, lam, s2, w: np.float32(q) / float((w * lam / (s2 * (lam + s2))).sum())),
+        check(8, lambda a, lam, b, s2, w: [float(a / b / (w / (lam + s2)).sum()), lam * a / b]),
+        check(1, ...),
+    ]
+    card = exercises.score_card(verdicts)
+    assert card["state"].tolist() == [RIGHT, RIGHT, OPEN]
+    assert card["notebook"].tolist() == ["06", "06", "01"]
 
 
 @pytest.mark.parametrize("answer", [..., None, NotImplemented, lambda *a: None, lambda *a: ..., lambda *a: (1.0, ...)])
@@ -249,12 +241,6 @@ def test_hints_are_printed_only_when_asked_for(capsys):
     assert "exercises 1 to 18" in capsys.readouterr().out
 
 
-def test_the_score_card_counts():
-    card = exercises.score_card([check(1, ...), run(SOLUTIONS[9])])
-    assert card["state"].tolist() == [OPEN, RIGHT]
-    assert card["notebook"].tolist() == ["01", "06"]
-
-
 def test_the_page_for_teachers_uses_every_exercise_and_leads_nowhere_that_is_not_there():
     text = (ROOT / "TEACHING.md").read_text()
     links = {link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("https://")}
@@ -262,9 +248,6 @@ def test_the_page_for_teachers_uses_every_exercise_and_leads_nowhere_that_is_not
     week = text[text.index("## One week") : text.index("## What students get wrong")]
     used = {int(n) for row in re.findall(r"^\| \d \|[^|]*\|([^|]*)\|", week, re.M) for n in re.findall(r"\b\d+\b", row)}
     assert set(EXERCISES) <= used
-
-
-# -------------------------------------------------------------------------------------------- the worlds of exercise 18
 
 
 def test_the_learned_reward_rises_where_the_oracle_falls():
@@ -282,9 +265,6 @@ def test_the_mean_of_a_kink_is_exact():
     for shift in (-0.7, 0.0, 1.3):
         sampled = (x + shift).clamp(min=0).mean()
         assert abs(hacking._mean_above(torch.tensor(shift, dtype=torch.float64)) - sampled) < 5e-3
-
-
-# ------------------------------------------------------------------------------------- what the checks hold to be right
 
 
 def test_the_critical_momentum_is_where_the_eigenvalue_leaves_the_circle():

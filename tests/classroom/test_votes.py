@@ -26,8 +26,6 @@ from dipp_core.worlds import shapes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# ------------------------------------------------------------------------------------------------------------- rounds
-
 CAPTIONS = [f"caption {i}" for i in range(10)]
 
 
@@ -50,17 +48,15 @@ def new_round(pairs=20, seed=0, **how):
 
 @pytest.mark.parametrize("pairs", [1, 7, 20])
 def test_either_model_is_on_either_side_equally_often(pairs):
-    found = new_round(pairs)
+    found, same = new_round(pairs), new_round(pairs)
     assert abs(2 * int(found.a_left.sum()) - pairs) <= 1
     assert torch.equal(found.left[:, 0, 2, 2] == 51, found.a_left)
     assert torch.equal(found.right[:, 0, 2, 2] == 51, ~found.a_left)
+    assert (found.captions, found.a_left.tolist()) == (same.captions, same.a_left.tolist())
 
 
-def test_sides_come_from_the_generator_and_cannot_be_guessed_from_the_order():
+def test_sides_cannot_be_guessed_from_the_order():
     """Over many rounds every place in the order has its model a on the left half of the time, within 4 sigma."""
-    one, same = new_round(seed=1), new_round(seed=1)
-    assert one.captions == same.captions
-    assert torch.equal(one.a_left, same.a_left)
     share = torch.stack([new_round(9, seed).a_left for seed in range(400)]).float().mean(0)
     assert (share - 0.5).abs().max() < 4 * 0.5 / 20
 
@@ -98,9 +94,6 @@ def test_exported_models_are_compared_from_their_folders(tmp_path):
     assert not torch.equal(found.left, found.right)
 
 
-# ------------------------------------------------------------------------------------------------------------ ballots
-
-
 def small_round(n=6, seed=0, shift=0):
     g = torch.Generator().manual_seed(seed)
     left, right = (torch.randint(255, (n, 3, 4, 4), generator=g, dtype=torch.uint8) + shift for _ in range(2))
@@ -131,20 +124,16 @@ def refused(folder, **how):
     return str(caught.value)
 
 
-def test_votes_are_there_when_the_round_is_opened_again(folder):
+def test_votes_are_there_when_the_round_is_opened_again_and_the_file_does_not_lift_the_blind(folder):
     assert again(folder, cast=["left", "right", "back", "tie", "right"])[1] == []
+    lines = [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+    assert lines[:2] == [{"voter": "you"}, {"pair": 0, "vote": "left", "caption": "<0>"}]
     ballot, said = again(folder)
     assert ballot.answers == ["left", "tie", "right"]
     assert said == ["first: going on after 3 of 6 votes"]
     ballot.vote("left")
     assert ballot.scores().tolist() == [1.0, 0.5, 0.0, 1.0]
     assert ballot.scores_of_a().tolist() == [1.0, 0.5, 0.0, 0.0]  # a is left, right, left, right
-
-
-def test_the_file_of_votes_does_not_lift_the_blind(folder):
-    again(folder, cast=["left"])
-    lines = [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
-    assert lines == [{"voter": "you"}, {"pair": 0, "vote": "left", "caption": "<0>"}]
 
 
 def test_more_votes_than_pairs_and_other_words_are_refused(folder):
@@ -161,8 +150,7 @@ import sys
 sys.path[:0] = [{str(ROOT)!r}, {str(pathlib.Path(__file__).parent)!r}]
 from test_votes import small_round
 from dipp_core.classroom.votes import open_ballot
-ballot = open_ballot(sys.argv[1], small_round(4000), voter="you", say=lambda line: None)
-print("start", len(ballot.answers), flush=True)
+ballot = open_ballot(sys.argv[1], small_round(4000), voter="you", say=print)
 while not ballot.done:
     vote = ("left", "tie", "right")[len(ballot.answers) % 3]
     ballot.vote(vote)
@@ -172,45 +160,32 @@ while not ballot.done:
 
 def test_kill_nine_loses_no_vote_and_two_notebooks_are_refused(folder):
     """Whatever a voter was told is saved is found again, in order; at most the one being written is there beside."""
-    known = []
-    for count in (7, 40):
-        command = [sys.executable, "-c", VOTER, str(folder)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            begun = int(process.stdout.readline().split()[1])
-            assert begun - len(known) in (0, 1)
-            for _ in range(count):
-                process.stdout.readline()
-            if count == 7:
-                said = refused(folder)
-                assert f"is already running (process {process.pid}); shut the kernel of the other" in said
-            process.send_signal(signal.SIGKILL)
-            rest = process.stdout.read().split()
-        known = [("left", "tie", "right")[i % 3] for i in range(begun + count + len(rest))]
+    command = [sys.executable, "-c", VOTER, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        known = [process.stdout.readline().strip() for _ in range(7)]
+        said = refused(folder)
+        assert f"is already running (process {process.pid}); shut the kernel of the other" in said
+        process.send_signal(signal.SIGKILL)
+        known += process.stdout.read().split()
     ballot, _ = again(folder, small_round(4000))
-    assert ballot.answers[: len(known)] == known
+    assert ballot.answers[: len(known)] == known == [("left", "tie", "right")[i % 3] for i in range(len(known))]
     assert len(ballot.answers) - len(known) in (0, 1)
 
 
-@pytest.mark.parametrize(("cut", "zeros"), [(2, 0), (6, 0), (21, 0), (0, 30)])
+@pytest.mark.parametrize(("cut", "zeros"), [(6, 0), (21, 0), (0, 30)])
 def test_a_broken_last_line_is_dropped_and_said(folder, cut, zeros):
     """Half a line after a crash, or zeros after a power failure."""
     again(folder, cast=["left", *["right"] * bool(cut)])[0].close()
     content = (folder / FILE).read_bytes()
     (folder / FILE).write_bytes(content[: len(content) - cut] + bytes(zeros))
-    ballot, said = again(folder)
-    assert ballot.answers == ["left"]
+    ballot, said = again(folder, cast=["tie"])
     assert "dropped a broken last line" in said[0]
-    ballot.vote("tie")
+    ballot.close()
+    (folder / FILE).write_bytes((folder / FILE).read_bytes().rstrip())  # whole but for its end: that line counts
+    again(folder, cast=["right"])
     ballot, said = again(folder)
-    assert ballot.answers == ["left", "tie"]
+    assert ballot.answers == ["left", "tie", "right"]
     assert len(said) == 1
-
-
-def test_a_last_line_without_its_end_counts(folder):
-    again(folder, cast=["left"])[0].close()
-    (folder / FILE).write_bytes((folder / FILE).read_bytes().rstrip())
-    again(folder, cast=["tie"])
-    assert again(folder)[0].answers == ["left", "tie"]
 
 
 def test_a_broken_line_in_the_middle_is_not_guessed_at(folder):
@@ -242,13 +217,7 @@ def test_votes_on_other_pictures_are_refused_and_kept(folder):
     assert ballot.answers == ["left"]
     assert torch.equal(ballot.round.left, small_round().left)  # as it was voted on
     assert "holds the votes of 'you', not of 'simulated voter'" in refused(folder, voter="simulated voter")
-
-
-def test_pairs_that_are_lost_or_broken_are_said(folder):
-    again(folder, cast=["left"])
     (folder / PAIRS).write_bytes(b"nothing")
-    assert "missing or broken" in refused(folder)
-    (folder / PAIRS).unlink()
     assert "missing or broken" in refused(folder)
 
 
@@ -264,11 +233,7 @@ def test_a_full_disk_is_said_and_nothing_half_is_left(folder):
     assert (folder / FILE).read_bytes() == before
     ballot.vote("tie")
     assert again(folder)[0].answers == ["left", "tie"]
-
-
-def test_a_place_that_cannot_be_written_is_said(tmp_path):
-    (tmp_path / "file").write_text("")
-    assert "votes cannot be kept there" in refused(tmp_path / "file" / "first")
+    assert "votes cannot be kept there" in refused(folder / FILE / "first")
 
 
 def test_what_is_learned_from_and_what_is_published(folder):
@@ -281,9 +246,6 @@ def test_what_is_learned_from_and_what_is_published(folder):
     assert float(left.max()) <= 1
     assert captions == ballot.round.captions
     assert scores.tolist() == [1, 0.5, 0, 1]
-
-
-# --------------------------------------------------------------------------------------------------------- the form
 
 
 def test_buttons_vote_and_the_next_pair_comes(folder):
@@ -318,7 +280,7 @@ def test_all_pairs_can_be_voted_on_from_the_keyboard(folder):
         form.field.value = letter
         assert form.field.value == ""
     assert ballot.answers == ["left", "right", "right"]
-    assert again(folder, small_round(3))[0].done
+    assert ballot.done
 
 
 def test_nothing_on_the_form_says_whose_picture_it_is(folder):
@@ -334,33 +296,25 @@ def test_nothing_on_the_form_says_whose_picture_it_is(folder):
     assert everything(VoteForm(ballot)) == shown
 
 
-def test_a_double_click_is_one_vote(folder):
+def test_a_double_click_is_one_vote_and_one_that_could_not_be_saved_is_said(folder):
     ballot, _ = again(folder)
     form = VoteForm(ballot, pause=60)
-    form.since -= 61
-    form.buttons["left"].click()
-    form.buttons["left"].click()
+    for waited in (61, 0):
+        form.since -= waited
+        form.buttons["left"].click()
     assert ballot.answers == ["left"]
-
-
-def test_a_vote_that_could_not_be_saved_is_said_and_asked_again(folder):
-    ballot, _ = again(folder)
-    form = VoteForm(ballot, pause=0)
+    form.pause = 0
     with full_disk():
         form.buttons["left"].click()
     assert "was not saved" in form.status.value
-    assert ballot.answers == []
     form.buttons["right"].click()
-    assert ballot.answers == ["right"]
+    assert ballot.answers == ["left", "right"]
 
 
 def test_who_votes():
     for live, wanted, found in ((False, "you", "simulated"), (True, "you", "you"), (True, "simulated", "simulated")):
         with mock.patch.object(watch, "is_live", return_value=live):
             assert votes.votes_by(wanted) == found
-
-
-# ------------------------------------------------------------------------------------- simulated voters and win rates
 
 
 def test_a_simulated_voter_follows_its_rule():
@@ -377,7 +331,7 @@ def test_a_simulated_voter_follows_its_rule():
     assert votes.unit_of("warm", red, red.flip(1)) == pytest.approx(2 / 2**0.5)
 
 
-@pytest.mark.parametrize(("wins", "n"), [(0, 5), (5, 5), (1, 2), (31, 42), (500, 1000)])
+@pytest.mark.parametrize(("wins", "n"), [(0, 5), (5, 5), (31, 42)])
 def test_the_interval_is_wilsons(wins, n):
     theirs = binomtest(wins, n).proportion_ci(method="wilson")
     assert votes.wilson(wins / n, n) == pytest.approx((theirs.low, theirs.high), abs=1e-6)
@@ -400,9 +354,6 @@ def test_the_interval_covers_the_truth_and_ties_only_widen_it(win, tie):
     ends = torch.tensor([votes.wilson(share, n) for share in scores.tolist()])
     covered = ((ends[:, 0] <= truth) & (truth <= ends[:, 1])).float().mean()
     assert covered > (0.955 if tie else 0.925)  # 95%, for a grid of 41 possible shares
-
-
-# ------------------------------------------------------------------------------------------------------------- tastes
 
 
 def test_the_direction_is_a_zero_of_the_gradient():
@@ -432,21 +383,17 @@ def world():
 def test_a_taste_is_learned_even_through_features_of_random_weights(world):
     judge, left, right, captions, scores = world
     some = (judge, left[:60], right[:60], captions[:60], scores[:60])
-    learned = votes.learn_taste(*some)
+    learned = votes.learn_taste(*some, ridge=0.3, least=10)
     margin = learned(left[60:], captions[60:]) - learned(right[60:], captions[60:])
     assert ((margin > 0) == (scores[60:] > 0.5)).float().mean() >= 0.7
-    known = votes.cross_validate(*some)
+    known = votes.cross_validate(*some, ridge=0.3, least=10)
     assert known.shape == (60,)
     assert known.float().mean() > 0.6
     chance = torch.randint(2, (80,), generator=torch.Generator().manual_seed(5)).float()
-    assert votes.cross_validate(judge, left, right, captions, chance).float().mean() < 0.65
-
-
-def test_a_taste_has_a_gradient_in_the_picture_and_none_in_the_judge(world):
-    judge, left, *_ = world
-    learned = votes.learn_taste(*world)
+    known = votes.cross_validate(judge, left, right, captions, chance, ridge=0.3, least=10)
+    assert known.float().mean() < 0.65
     images = left[:2].clone().requires_grad_()
-    learned(images, world[3][:2]).sum().backward()
+    learned(images, captions[:2]).sum().backward()
     assert images.grad.abs().max() > 0
     assert all(weight.grad is None for weight in judge.parameters())
 
@@ -454,6 +401,6 @@ def test_a_taste_has_a_gradient_in_the_picture_and_none_in_the_judge(world):
 def test_too_few_votes_and_nothing_but_ties_are_one_line(world):
     judge, left, right, captions, scores = world
     with pytest.raises(InputError, match="3 votes so far, at least 10 are needed"):
-        votes.learn_taste(judge, left[:3], right[:3], captions[:3], scores[:3])
+        votes.learn_taste(judge, left[:3], right[:3], captions[:3], scores[:3], ridge=0.3, least=10)
     with pytest.raises(InputError, match="all votes are ties"):
-        votes.cross_validate(judge, left, right, captions, torch.full((80,), 0.5))
+        votes.cross_validate(judge, left, right, captions, torch.full((80,), 0.5), ridge=0.3, least=10)
