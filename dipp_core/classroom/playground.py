@@ -204,17 +204,14 @@ def density(world: plane.World) -> tuple[Tensor, Tensor]:
     return axis, world.law.log_prob(atoms).exp()
 
 
-def draw_cloud(ax: Any, look: Look, background: tuple[Tensor, Tensor]) -> list:
-    """Both prompts' samples over the reference; returns the artists that move."""
+def draw_cloud(ax: Any, look: Look, background: tuple[Tensor, Tensor]) -> None:
+    """Both prompts' samples over the reference."""
     axis, values = background
     ax.contourf(axis, axis, values.T, levels=8, cmap="Greys", zorder=0)
-    clouds = [
-        ax.scatter(cloud[:, 0], cloud[:, 1], s=4, color=COLORS[color], linewidths=0, alpha=0.7, label=f"prompt {k}")
-        for k, (cloud, color) in enumerate(zip(look.clouds, ("gen", "light"), strict=True))
-    ]
+    for cloud, color in zip(look.clouds, ("gen", "light"), strict=True):
+        ax.scatter(cloud[:, 0], cloud[:, 1], s=4, color=COLORS[color], linewidths=0, alpha=0.7)
     ax.set(aspect="equal", xlim=(-EXTENT, EXTENT), ylim=(-EXTENT, EXTENT), xticks=(-2, 0, 2), yticks=(-2, 0, 2))
     ax.grid(False)
-    return clouds
 
 
 def draw_row(fig: Any, world: plane.World, seen: Sequence[tuple[str, Look]]) -> None:
@@ -274,41 +271,17 @@ def window_means(values: Sequence[float], most: int = 60) -> tuple[list[float], 
     return [start + width / 2 for start in whole], [sum(values[k : k + width]) / width for k in whole]
 
 
-def moving_picture(run: Run) -> Callable[[Look], bytes]:
-    """A picture that is drawn once and then only moved, since it is drawn often: a look -> PNG."""
-    with matplotlib.rc_context(report.STYLE | {"figure.constrained_layout.use": False}):
-        fig = Figure(figsize=(10.5, 3.5), dpi=80)
-        cloud, left, right = fig.subplots(1, 3)
-        fig.subplots_adjust(left=0.05, right=0.97, top=0.88, bottom=0.17, wspace=0.26)
-        dots = draw_cloud(cloud, run.looks[-1], density(run.world))
-        (reward_line,) = left.plot([], [], color=COLORS["reward"], label="mean reward")
-        (nats_line,) = left.plot([], [], color=COLORS["ref"], label="integral KL, nats")
-        curves = {}
-        for name, (label, color) in CURVES.items():
-            (curves[name],) = right.plot([], [], color=COLORS[color], linewidth=1.5, label=label)
-        for ax, title in ((left, "where it is"), (right, "gradients and losses")):
-            ax.set(title=title, xlabel="steps", xlim=(0, run.numbers.steps))
-        right.set(yscale="log", ylim=(0.01, 3))
-        left.legend(fontsize=9)
-        right.legend(fontsize=8, ncols=2, loc="lower left")
-
-    def frame(look: Look) -> bytes:
-        for artist, points in zip(dots, look.clouds, strict=True):
-            artist.set_offsets(points)
-        steps = [one.step for one in run.looks]
-        reward_line.set_data(steps, [one.reward for one in run.looks])
-        nats_line.set_data(steps, [one.nats for one in run.looks])
-        for name, values in run.curves.items():
-            curves[name].set_data(*window_means(values))
-        left.relim()
-        left.autoscale_view(scalex=False)
-        cloud.set_title(f"{run.choice.world}, step {look.step} of {run.numbers.steps}", fontsize=11)
-        buffer = io.BytesIO()
-        with watch.DRAWING:
-            fig.savefig(buffer, format="png")
-        return buffer.getvalue()
-
-    return frame
+def live_picture(run: Run) -> bytes:
+    """Where a run under way is, and its curves so far, as PNG."""
+    with matplotlib.rc_context(report.STYLE | {"figure.constrained_layout.use": False}), watch.DRAWING:
+        fig, buffer = Figure(figsize=(13, 3.4)), io.BytesIO()
+        cloud, *axes = fig.subplots(1, 4)
+        fig.subplots_adjust(left=0.03, right=0.98, top=0.88, bottom=0.17, wspace=0.24)
+        draw_cloud(cloud, run.looks[-1], density(run.world))
+        cloud.set_title(f"{run.choice.world}, step {run.done} of {run.numbers.steps}", fontsize=11)
+        draw_curves(axes, run)
+        fig.savefig(buffer, format="png", dpi=80)
+    return buffer.getvalue()
 
 
 SLICE = 0.1  # seconds of training between two chances for everything else
@@ -421,17 +394,17 @@ class Player:
         if not self.running:
             run = self._at_start()
             look = run.look()
-            self.canvas.value = moving_picture(run)(look)
+            self.canvas.value = live_picture(run)
             self._say(f"ready: {look.words}; press start")
 
     async def _train(self, run: Run) -> None:
         """Train in slices while it is this run's turn; say at the end how it ended."""
         ended = "all steps are done"
         try:
-            frame, due, going = None, 0.0, True
+            due, going = 0.0, True
             while going and Player.training is run:
                 if (begun := time.monotonic()) > due:
-                    frame = await self._show(run, frame)
+                    await self._show(run)
                     due = time.monotonic() + max(FRAME, 3 * (time.monotonic() - begun))
                 end = time.monotonic() + SLICE
                 while going and Player.training is run and time.monotonic() < end:
@@ -439,7 +412,7 @@ class Player:
                 await asyncio.sleep(0.01)
             ended = "stopped" if going else ended
             if self.run is run:
-                await self._show(run, frame)
+                await self._show(run)
         except NonFiniteError as error:
             ended = f"torn off ({error}): try a larger beta, or less guidance"
         except Exception as error:
@@ -451,14 +424,11 @@ class Player:
                 self.halt.disabled = True
                 self._say(f"{ended} at step {run.done}" + (f": {run.looks[-1].words}" if run.looks else ""))
 
-    async def _show(self, run: Run, frame: Callable[[Look], bytes] | None) -> Callable[[Look], bytes]:
+    async def _show(self, run: Run) -> None:
         """Look, draw and say where the run is, giving way in between."""
         look = run.look()
         await asyncio.sleep(0.01)
-        frame = frame or moving_picture(run)
-        await asyncio.sleep(0.01)
         if self.run is run:
-            self.canvas.value = frame(look)
+            self.canvas.value = live_picture(run)
             self._say(f"training, step {run.done} of {run.numbers.steps}: {look.words}")
             await asyncio.sleep(0.01)
-        return frame

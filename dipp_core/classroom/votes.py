@@ -23,7 +23,7 @@ import pathlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,6 +94,15 @@ def blind_round(
     return Round(tuple(texts), torch.where(side, a, b), torch.where(side, b, a), a_left)
 
 
+class Voted(NamedTuple):
+    """Pictures (n, 3, H, W) in [0, 1], n captions, scores (n,): 1 where left is better, 0 where right is, 1/2 a tie."""
+
+    left: Tensor
+    right: Tensor
+    captions: Sequence[str]
+    scores: Tensor
+
+
 @dataclass
 class Ballot:
     """A round, and the votes on it so far: answers, one of left, right and tie each, for the first pairs in order."""
@@ -130,19 +139,16 @@ class Ballot:
         for vote in votes[len(self.answers) :]:
             self.vote(vote)
 
-    def scores(self) -> Tensor:
-        """For every vote 1 where left was better, 0 where right was, 1/2 for a tie, (votes,)."""
-        return torch.tensor([SCORES[answer] for answer in self.answers])
+    def voted(self) -> Voted:
+        """What a reward learns from, of all pairs that have a vote."""
+        count = len(self.answers)
+        scores = torch.tensor([SCORES[answer] for answer in self.answers])
+        return Voted(*self.round.pictures(count), self.round.captions[:count], scores)
 
     def scores_of_a(self) -> Tensor:
-        """The same for model a: this lifts the blind."""
-        scores = self.scores()
+        """The scores for model a, (votes,): this lifts the blind."""
+        scores = self.voted().scores
         return torch.where(self.round.a_left[: len(scores)], scores, 1 - scores)
-
-    def voted(self) -> tuple[Tensor, Tensor, tuple[str, ...], Tensor]:
-        """What a reward learns from: pictures left and right, captions, scores, of all pairs that have a vote."""
-        count = len(self.answers)
-        return (*self.round.pictures(count), self.round.captions[:count], self.scores())
 
     def rows(self) -> list[dict]:
         """The votes as rows of a table, with the voter's name in each, and which side model a was on."""
@@ -205,13 +211,13 @@ def _whole_lines(ballot: Ballot, say: Callable[[str], None]) -> list[dict]:
     path, file = ballot.folder / FILE, ballot.file
     parts = path.read_bytes().splitlines(keepends=True)
     lines: list[dict] = []
-    for part in parts:
+    for number, part in enumerate(parts, start=1):
         with contextlib.suppress(ValueError):
             if isinstance(line := json.loads(part), dict):
                 lines.append(line)
                 continue
-        if part is not parts[-1]:
-            raise InputError(f"{path}, line {len(lines) + 1} cannot be read; repair or remove that line")
+        if number < len(parts):
+            raise InputError(f"{path}, line {number} cannot be read; repair or remove that line")
         say(f"{path}: dropped a broken last line ({len(part)} bytes), which had not been saved whole")
         file.truncate(sum(map(len, parts[:-1])))
         os.fsync(file.fileno())
@@ -309,9 +315,7 @@ class VoteForm:
         wide = {"description_width": "initial"}
         self.field = widgets.Text(description="or type l, r, t, b", continuous_update=True, style=wide)
         self.caption, self.status = widgets.HTML(), widgets.HTML()
-        sides = [
-            widgets.VBox([image, self.buttons[name]]) for name, image in (("left", self.left), ("right", self.right))
-        ]
+        sides = [widgets.VBox([getattr(self, side), self.buttons[side]]) for side in ("left", "right")]
         others = widgets.HBox([self.buttons["tie"], self.buttons["back"]])
         rows = [widgets.HTML(HELP), self.caption, widgets.HBox(sides), others, self.field, self.status]
         self.widget = widgets.VBox(rows)
@@ -423,13 +427,10 @@ class WinRate:
     rate: float
     low: float
     high: float
+    votes: int
     wins: int
     ties: int
     losses: int
-
-    @property
-    def votes(self) -> int:
-        return self.wins + self.ties + self.losses
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
@@ -450,7 +451,7 @@ def win_rate(scores: Tensor) -> WinRate:
         raise InputError("a win rate needs at least one vote")
     wins, ties, n = int((scores == 1).sum()), int((scores == 0.5).sum()), len(scores)
     rate = (wins + ties / 2) / n
-    return WinRate(rate, *wilson(rate, n), wins, ties, n - wins - ties)
+    return WinRate(rate, *wilson(rate, n), n, wins, ties, n - wins - ties)
 
 
 @dataclass(frozen=True)
@@ -500,48 +501,29 @@ def fit_direction(differences: Tensor, scores: Tensor, ridge: float) -> Tensor:
     return direction.detach()
 
 
-def learn_taste(
-    judge: PreferenceReward,
-    left: Tensor,
-    right: Tensor,
-    captions: Sequence[str],
-    scores: Tensor,
-    *,
-    ridge: float,
-    least: int,
-) -> Taste:
-    """The taste behind votes on pictures left, right (n, 3, 32, 32) of n captions; scores as in `fit_direction`."""
-    differences, scale = _differences(judge, left, right, captions, scores, least)
-    return Taste(judge, scale, fit_direction(differences, scores, ridge))
+def learn_taste(judge: PreferenceReward, voted: Voted, *, ridge: float, least: int) -> Taste:
+    """The taste behind votes, at least so many, on pictures of 32 x 32 pixels."""
+    differences, scale = _differences(judge, voted, least)
+    return Taste(judge, scale, fit_direction(differences, voted.scores, ridge))
 
 
-def cross_validate(
-    judge: PreferenceReward,
-    left: Tensor,
-    right: Tensor,
-    captions: Sequence[str],
-    scores: Tensor,
-    *,
-    ridge: float,
-    least: int,
-) -> Tensor:
+def cross_validate(judge: PreferenceReward, voted: Voted, *, ridge: float, least: int) -> Tensor:
     """Of every decided vote, whether a taste learned from the other nine tenths predicts it, (decided,) bool."""
-    differences, _ = _differences(judge, left, right, captions, scores, least)
-    fold, margins = torch.arange(len(scores)) % min(10, len(scores)), torch.zeros(len(scores))
-    for number in range(int(fold.max()) + 1):
+    (differences, _), scores = _differences(judge, voted, least), voted.scores
+    fold, margins = torch.arange(len(scores)) % 10, torch.zeros(len(scores))
+    for number in fold.unique():
         apart = fold == number
         margins[apart] = differences[apart] @ fit_direction(differences[~apart], scores[~apart], ridge)
     decided = scores != 0.5
     return (margins[decided] > 0) == (scores[decided] > 0.5)
 
 
-def _differences(
-    judge: PreferenceReward, left: Tensor, right: Tensor, captions: Sequence[str], scores: Tensor, least: int
-) -> tuple[Tensor, Tensor]:
+def _differences(judge: PreferenceReward, voted: Voted, least: int) -> tuple[Tensor, Tensor]:
     """Differences of features, left - right, in units of their root mean square, times 128^(-1/2); and that scale."""
+    left, right, captions, scores = voted
     if len(scores) < least:
         raise InputError(f"{len(scores)} votes so far, at least {least} are needed: vote on more pairs, then run again")
-    if bool((scores == 0.5).all()):
+    if (scores == 0.5).all():
         raise InputError("all votes are ties: nothing is preferred, so there is nothing to learn; decide some pairs")
     with torch.no_grad():
         raw = features(judge, left, captions) - features(judge, right, captions)
