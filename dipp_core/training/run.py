@@ -2,8 +2,8 @@
 
     ema = EMA(gen, decay=0.999)
     parts = {"gen": gen, "ta": ta, "gen_optimizer": .., "ta_optimizer": .., "ema": ema, "noise": generator}
-    run("runs/dipp", lambda start: align(.., generator=generator, steps=10_000, start_step=start),
-        parts, Plan(steps=10_000), settings={"alpha_rew": 10.0, "seed": 0}, after_step=[ema.update])
+    records = lambda start: align(.., generator=generator, steps=10_000, start_step=start)
+    run("runs/dipp", records, parts, {"alpha_rew": 10.0, "seed": 0}, steps=10_000, after_step=[ema.update])
 
 Killed at any moment and started again, it ends with the weights, the EMA and the curves of a run that never stopped, on
 a CPU bit for bit. For that all that lasts from step to step must be among the *parts*: modules, optimisers, learning
@@ -29,7 +29,6 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -45,31 +44,12 @@ from dipp_core.training import watch
 
 Parts = Mapping[str, Any]
 Record = StepRecord | Mapping[str, Any]
-Evaluate = Callable[[int], Mapping[str, Any]]
-Say = Callable[[str], None]
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+SAVE_MINUTES = 10.0  # the most that a kill costs
+KEPT = 2  # checkpoints, the newest
 CURE = "the same settings lead there again: try smaller learning rates or alpha_rew, or clipping, in another folder"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How long a run is, and what is kept of it when.
-
-    A checkpoint every `save_steps` steps (0: never) and every `save_minutes` minutes, whichever comes first; the last
-    `keep_last` stay, and those of steps divisible by `keep_every`. Evaluation before the first step, every
-    `evaluate_steps` (0: never), and at the end. `progress`: show bar and pictures; None: where somebody can see them.
-    """
-
-    steps: int
-    save_steps: int = 1000
-    save_minutes: float = 10.0
-    keep_last: int = 2
-    keep_every: int = 0
-    log_steps: int = 1
-    evaluate_steps: int = 0
-    progress: bool | None = None
 
 
 # ------------------------------------------------------------------------------------------------------------- average
@@ -83,10 +63,10 @@ class EMA:
     and averages in the precision of the parameters.)
     """
 
-    def __init__(self, module: nn.Module, decay: float, *, warmup: bool = True):
+    def __init__(self, module: nn.Module, decay: float):
         if not 0 <= decay < 1:
             raise InputError(f"the decay of an EMA lies in [0, 1), not at {decay}")
-        self.module, self.decay, self.warmup, self.updates = module, decay, warmup, 0
+        self.module, self.decay, self.updates = module, decay, 0
         self.average = {
             name: parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True)
             for name, parameter in module.named_parameters()
@@ -96,9 +76,9 @@ class EMA:
     @torch.no_grad()
     def update(self) -> None:
         self.updates += 1
-        ramp = (1 + self.updates) / (10 + self.updates) if self.warmup else self.decay
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for name, average in self.average.items():
-            average.lerp_(self.module.get_parameter(name).to(average), 1 - min(self.decay, ramp))
+            average.lerp_(self.module.get_parameter(name).to(average), 1 - decay)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -192,18 +172,17 @@ def _set_random_state(state: dict[str, Any]) -> None:
 
 def _identity(parts: Parts, settings: dict) -> dict[str, Any]:
     """What makes a run this run: its settings as JSON, the kinds of its parts, and shapes as "float32 (4,)"."""
-    try:
-        found = json.loads(json.dumps(settings, default=lambda value: value.tolist()))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise InputError(f"settings hold numbers, text, lists and tensors: {first_line(error)}") from None
+    found = json.loads(json.dumps(settings))
     for name, part in parts.items():
         found[f"{name}.kind"] = next(cls.__name__ for cls in type(part).__mro__ if not cls.__name__.startswith("FSDP"))
         tensors: Mapping[str, Tensor] = {}
-        if isinstance(part, torch.optim.Optimizer):  # which has no tensors of its own before its first step
+        if isinstance(part, nn.Module):
+            tensors = part.state_dict()
+        elif isinstance(part, EMA):
+            tensors = part.average
+        elif isinstance(part, torch.optim.Optimizer):  # which has no tensors of its own before its first step
             groups = enumerate(group["params"] for group in part.param_groups)
             tensors = {f"{g}.{i}": weight for g, group in groups for i, weight in enumerate(group)}
-        elif isinstance(part, (nn.Module, EMA)):
-            tensors = part.state_dict() if isinstance(part, nn.Module) else part.average
         found |= {f"{name}.{key}": f"{str(value.dtype)[6:]} {tuple(value.shape)}" for key, value in tensors.items()}
     return found
 
@@ -222,13 +201,15 @@ def _open(path: pathlib.Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
-def save(
-    folder: pathlib.Path, step: int, parts: Parts, settings: dict, plan: Plan, facts: dict[str, Any]
-) -> pathlib.Path:
-    """Write the checkpoint of a run that has done `step` steps, then remove those that the plan does not keep."""
+def _kept(folder: pathlib.Path) -> str:
+    kept = max((path.name for path in folder.glob("step_*.pt")), default=None)
+    return f"{kept} is kept" if kept else "there is no checkpoint yet"
+
+
+def save(folder: pathlib.Path, step: int, parts: Parts, settings: dict, log_bytes: int = 0) -> None:
+    """Write the checkpoint of a run that has done `step` steps and logged so many bytes; remove older ones."""
     path, partial = folder / f"step_{step:08d}.pt", folder / "partial.pt"
-    older = [old for old in sorted(folder.glob("step_*.pt")) if old.name < path.name]
-    content = {"step": step, "identity": _identity(parts, settings), "facts": facts, "random": _random_state()}
+    content = {"step": step, "identity": _identity(parts, settings), "log_bytes": log_bytes, "random": _random_state()}
     content["parts"] = {name: _state(part) for name, part in parts.items()}
     try:
         torch.save(content, partial)
@@ -236,20 +217,15 @@ def save(
         _open(partial)
         os.replace(partial, path)
         _flush(folder)
-    except (pickle.PickleError, AttributeError) as error:
-        raise InputError(f"parts hold tensors, numbers, text, lists and dicts: {first_line(error)}") from None
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, AttributeError, pickle.PickleError) as error:
         partial.unlink(missing_ok=True)
         why = getattr(error, "strerror", None) or first_line(error)
-        kept = f"{older[-1].name} is kept" if older else "there is none before it"
-        raise InputError(f"{path} was not written ({why}); {kept}; cure that and run the same again") from None
-    for old in older[: max(0, len(older) + 1 - plan.keep_last)]:
-        if not plan.keep_every or int(old.stem[5:]) % plan.keep_every:
-            old.unlink()
-    return path
+        raise InputError(f"{path} was not written ({why}); {_kept(folder)}; cure that and run the same again") from None
+    for old in sorted(old for old in folder.glob("step_*.pt") if old <= path)[:-KEPT]:
+        old.unlink()
 
 
-def latest(folder: pathlib.Path, say: Say = print) -> tuple[pathlib.Path, dict[str, Any]] | None:
+def latest(folder: pathlib.Path, say: Callable[[str], None] = print) -> dict[str, Any] | None:
     """The newest intact checkpoint in a folder, None where there are none; says which damaged ones it passed over."""
     damaged: list[pathlib.Path] = []
     for path in sorted(folder.glob("step_*.pt"), reverse=True):
@@ -258,22 +234,23 @@ def latest(folder: pathlib.Path, say: Say = print) -> tuple[pathlib.Path, dict[s
                 intact = archive.testzip() is None  # every byte has its checksum
         except (OSError, zipfile.BadZipFile):
             intact = False
-        if intact:
-            for other in damaged:
-                say(f"{other} is damaged; using {path.name} instead")
-            try:
-                return path, _open(path)
-            except pickle.UnpicklingError:
-                raise InputError(f"{path} is no checkpoint of this project; use another folder") from None
-        damaged.append(path)
+        if not intact:
+            damaged.append(path)
+            continue
+        for other in damaged:
+            say(f"{other} is damaged; using {path.name} instead")
+        try:
+            return _open(path)
+        except pickle.UnpicklingError:
+            raise InputError(f"{path} is no checkpoint of this project; use another folder") from None
     if damaged:
         raise InputError(f"{damaged[0]} is damaged, and none before it is intact; remove {folder} to start again")
     return None
 
 
 def resume(
-    folder: pathlib.Path, parts: Parts, settings: dict, say: Say = print
-) -> tuple[pathlib.Path, dict[str, Any]] | None:
+    folder: pathlib.Path, parts: Parts, settings: dict, say: Callable[[str], None] = print
+) -> dict[str, Any] | None:
     """Continue from the newest intact checkpoint of the same run: its state is put into the parts; None to begin.
 
     One of other settings, or of parts of another kind or shape, is refused before anything changes.
@@ -281,16 +258,15 @@ def resume(
     here, found = _identity(parts, settings), latest(folder, say)
     if found is None:
         return None
-    path, content = found
-    there = content["identity"]
+    there = found["identity"]
     if changed := [key for key in {**there, **here} if there.get(key) != here.get(key)]:
         pairs = [f"{key} = {there.get(key)} there, {here.get(key)} here" for key in changed[:5]]
         more = f", and {len(changed) - 5} more" if changed[5:] else ""
-        what = f"{path} is of another run: {', '.join(pairs)}{more}"
+        what = f"{folder} is of another run: {', '.join(pairs)}{more}"
         raise InputError(f"{what}; restore the settings or use another folder")
     for name, part in parts.items():
-        _load(part, content["parts"][name])
-    _set_random_state(content["random"])
+        _load(part, found["parts"][name])
+    _set_random_state(found["random"])
     return found
 
 
@@ -299,15 +275,6 @@ def resume(
 
 class Stopped(KeyboardInterrupt):
     """A run that ended early, and saved, because it was asked to."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished run: steps done, seconds over all its starts, the step it was last resumed at."""
-
-    steps: int
-    seconds: float
-    resumed_at: int
 
 
 @contextlib.contextmanager
@@ -320,7 +287,7 @@ def _asked_to_stop() -> Iterator[list[str]]:
             raise KeyboardInterrupt
         asked.append(signal.Signals(number).name)
 
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():  # signals do not come here
         yield asked
         return
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -328,150 +295,118 @@ def _asked_to_stop() -> Iterator[list[str]]:
         yield asked
     finally:
         for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            signal.signal(number, handler)
 
 
 def run(
     folder: str | pathlib.Path,
     records: Callable[[int], Iterable[Record]],
     parts: Parts,
-    plan: Plan,
     settings: dict,
     *,
+    steps: int,
+    save_steps: int = 1000,
     after_step: Sequence[Callable[[], Any]] = (),
-    evaluate: Evaluate | None = None,
+    evaluate: Callable[[int], Mapping[str, Any]] | None = None,
+    evaluate_steps: int = 0,
+    progress: bool | None = None,
     writes: bool = True,
     anywhere: Callable[[bool], bool] = bool,
-    say: Say = print,
-) -> Outcome:
+    say: Callable[[str], None] = print,
+) -> None:
     """Begin a run, or continue it from its last checkpoint in this folder; returns when all its steps are done.
 
     records(start): the records of steps start, start + 1, .. , asked for when the state is back in the parts.
     parts: all that changes from step to step, by name. settings: what makes this run this run, JSON; a checkpoint of
-    other settings is refused. after_step: called after every step, say `ema.update`, `decay.step`.
+    other settings is refused. save_steps: a checkpoint so often (0: never), every ten minutes, and at the end.
+    after_step: called after every step, say `ema.update`, `decay.step`.
     evaluate(steps done): numbers, which become curves `eval_*`, and matplotlib figures; it must leave the parts alone.
+    Called before the first step, every `evaluate_steps` (0: never), and at the end.
+    progress: show bar and pictures; None: where somebody can see them.
     writes: True in one process only, where there are several; anywhere(flag) then tells whether it is so in any.
     """
     folder = pathlib.Path(folder)
-    with only_one(folder / "lock", f"the run in {folder}") if writes else contextlib.nullcontext():
-        found = resume(folder, parts, settings, say)
-        start = found[1]["step"] if found else 0
-        facts: dict[str, Any] = found[1]["facts"] if found else {"seconds": 0.0, "log_bytes": 0}
-        if start > plan.steps:
-            raise InputError(f"{folder}: {start} steps are done, the plan has {plan.steps}; use another folder")
-        if start:
-            say(f"{folder}: {'complete' if start == plan.steps else 'continued'} at step {start} of {plan.steps}")
-        log = watch.Log(folder, start, facts["log_bytes"], say) if writes else None
-        screen = watch.Screen(folder, live=writes and watch.is_live(plan.progress))
-        last = found[0] if found else None
-        going = _Run(folder, plan, parts, settings, evaluate, anywhere, say, log, screen, facts["seconds"], last)
-        try:
-            if start < plan.steps:
-                going.steps(records, start, after_step)
-        except NonFiniteError as error:
-            raise going.failed(str(error), CURE) from error
-        except OSError as error:
-            raise going.failed(error.strerror or str(error), "cure that and run the same again") from error
-        finally:
-            with contextlib.suppress(OSError):
-                going.publish()
-        return Outcome(plan.steps, going.seconds, start)
 
+    def failed(what: str, cure: str) -> InputError:
+        return InputError(f"{folder}: {what}; {_kept(folder)}; {cure}")
 
-@dataclass
-class _Run:
-    """A run under way; without a log, as in all processes but one, it only computes."""
-
-    folder: pathlib.Path
-    plan: Plan
-    parts: Parts
-    settings: dict
-    evaluate: Evaluate | None
-    anywhere: Callable[[bool], bool]
-    say: Say
-    log: watch.Log | None
-    screen: watch.Screen
-    seconds: float  # over all its starts, at the last checkpoint
-    last: pathlib.Path | None  # the last checkpoint
-    saved: float = field(default_factory=time.monotonic)
-
-    def steps(
-        self, records: Callable[[int], Iterable[Record]], start: int, after_step: Sequence[Callable[[], Any]]
-    ) -> None:
-        """The steps that are left."""
-        plan, shown = self.plan, self.plan.progress
-        shown = self.screen.live or sys.stderr.isatty() if shown is None else shown
-        bar = tqdm(total=plan.steps, initial=start, desc=self.folder.name, unit="step", disable=not shown)
-        with bar, _asked_to_stop() as asked:
-            if not start:
-                self.look(0)
-            for done, record in enumerate(records(start), start + 1):
-                if isinstance(record, StepRecord) and record.step != done - 1:
-                    raise InputError(f"the records are at step {record.step}, not {done - 1}: pass start_step to align")
-                values = watch.numbers(record)
-                if bad := watch.not_finite(values):
-                    raise self.failed(f"step {done - 1}: {', '.join(bad)} not finite", CURE)
-                for act in after_step:
-                    act()
-                if self.log and (done % plan.log_steps == 0 or done == plan.steps):
-                    self.log.write(done, values)
-                self.look(done)
-                ends = done == plan.steps or self.anywhere(bool(asked))
-                self.keep(done, ends)
-                bar.set_postfix({k: f"{v:.3g}" for k, v in values.items() if isinstance(v, float)}, refresh=False)
-                bar.update()
-                if done == plan.steps:
-                    return
-                if ends:
-                    what = f"stopped after step {done} of {plan.steps} and saved"
-                    raise Stopped(f"{self.folder}: {what}; run the same to continue")
-        raise self.failed(f"the records ended before step {plan.steps}", "let them go on to the end")
-
-    def look(self, done: int) -> None:
+    def look(done: int) -> None:
         """Log the numbers that the evaluation finds, and keep its figures, where it is due."""
-        every = self.plan.evaluate_steps
-        if not self.evaluate or not every or (done % every and done != self.plan.steps):
+        if not evaluate or not evaluate_steps or (done % evaluate_steps and done != steps):
             return
-        found = self.evaluate(done)
+        found = evaluate(done)
         figures = {name: value for name, value in found.items() if isinstance(value, Figure)}
         values = watch.numbers({f"eval_{name}": value for name, value in found.items() if name not in figures})
         for name in watch.not_finite(values):
-            self.say(f"{self.folder}: {name} is not finite after step {done}, and left out")
+            say(f"{folder}: {name} is not finite after step {done}, and left out")
             del values[name]
-        if self.log:
-            self.log.write(done, values)
+        if log:
+            log.write(done, values)
             for name, fig in figures.items():
-                self.screen.show(name, fig, f"pictures/{name}_{done:08d}.png")
+                screen.show(name, fig, f"pictures/{name}_{done:08d}.png")
 
-    def keep(self, done: int, ends: bool) -> None:
-        """Save and draw what is due after a step; the last step is always saved."""
-        plan, late = self.plan, bool(self.log) and time.monotonic() - self.saved > 60 * self.plan.save_minutes
-        if ends or (plan.save_steps and done % plan.save_steps == 0) or self.anywhere(late):
-            if self.log:
-                self.seconds += time.monotonic() - self.saved
-                self.saved = time.monotonic()
-                facts = {"seconds": self.seconds, "log_bytes": self.log.size_on_disk()}
-                self.last = save(self.folder, done, self.parts, self.settings, plan, facts)
-            else:
-                for part in self.parts.values():
-                    _state(part)  # of what is sharded over processes, all hand over their part
-        if self.log and self.screen.is_due():
-            self.screen.draw_curves()
+    with only_one(folder / "lock", f"the run in {folder}") if writes else contextlib.nullcontext():
+        found = resume(folder, parts, settings, say) or {"step": 0, "log_bytes": 0}
+        start = found["step"]
+        if start > steps:
+            raise InputError(f"{folder}: {start} steps are done, not {steps}; use another folder")
+        if start:
+            say(f"{folder}: {'complete' if start == steps else 'continued'} at step {start} of {steps}")
+        log = watch.Log(folder, start, found["log_bytes"], say) if writes else None
+        screen = watch.Screen(folder, live=writes and watch.is_live(progress))
+        shown = screen.live or sys.stderr.isatty() if progress is None else progress
+        bar = tqdm(total=steps, initial=start, desc=folder.name, unit="step", disable=not shown or start == steps)
+        saved, done = time.monotonic(), start
+        try:
+            with bar, _asked_to_stop() as asked:
+                if not start:
+                    look(0)
+                for done, record in enumerate(records(start) if start < steps else (), start + 1):
+                    if isinstance(record, StepRecord) and record.step != done - 1:
+                        what = f"the records are at step {record.step}, not {done - 1}"
+                        raise InputError(f"{what}: pass start_step to align")
+                    values = watch.numbers(record)
+                    if bad := watch.not_finite(values):
+                        raise failed(f"step {done - 1}: {', '.join(bad)} not finite", CURE)
+                    for act in after_step:
+                        act()
+                    if log:
+                        log.write(done, values)
+                    look(done)
+                    ends = done == steps or anywhere(bool(asked))
+                    late = writes and time.monotonic() - saved > 60 * SAVE_MINUTES
+                    if ends or (save_steps and done % save_steps == 0) or anywhere(late):
+                        if log:
+                            save(folder, done, parts, settings, log.size_on_disk())
+                        else:
+                            for part in parts.values():
+                                _state(part)  # of what is sharded over processes, all hand over their part
+                        saved = time.monotonic()
+                    if log and screen.is_due():
+                        screen.draw_curves()
+                    bar.set_postfix({k: f"{v:.3g}" for k, v in values.items() if isinstance(v, float)}, refresh=False)
+                    bar.update()
+                    if done == steps:
+                        break
+                    if ends:
+                        what = f"stopped after step {done} of {steps} and saved"
+                        raise Stopped(f"{folder}: {what}; run the same to continue")
+            if done < steps:
+                raise failed(f"the records ended before step {steps}", "let them go on to the end")
+        except NonFiniteError as error:
+            raise failed(str(error), CURE) from error
+        except OSError as error:
+            raise failed(error.strerror or str(error), "cure that and run the same again") from error
+        finally:
+            if log:
+                with contextlib.suppress(OSError):
+                    log.close()
+                    screen.draw_curves()
+                    watch.write_csv(folder)
 
-    def publish(self) -> None:
-        """Leave the curves as a picture and as a table."""
-        if self.log:
-            self.log.close()
-            self.screen.draw_curves()
-            watch.write_csv(self.folder)
 
-    def failed(self, what: str, cure: str) -> InputError:
-        kept = f"{self.last.name} is kept" if self.last else "there is no checkpoint yet"
-        return InputError(f"{self.folder}: {what}; {kept}; {cure}")
-
-
-def each(work: Callable[[Job], Result], jobs: Iterable[Job], *, workers: int | None = None) -> list[Result]:
-    """work(job) of every job, in their order; `workers` at a time, by default as many as torch has threads.
+def each(work: Callable[[Job], Result], jobs: Iterable[Job]) -> list[Result]:
+    """work(job) of every job, in their order, as many at a time as torch has threads.
 
     Small networks gain more from that than from more threads. Every job runs on one thread, so what it computes does
     not depend on how many run beside it. It must share no generator or network with another. The first error ends all
@@ -479,9 +414,8 @@ def each(work: Callable[[Job], Result], jobs: Iterable[Job], *, workers: int | N
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(workers or threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        return [future.result() for future in [pool.submit(work, job) for job in jobs]]
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(work, jobs))
     finally:
-        pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)

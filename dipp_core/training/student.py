@@ -33,7 +33,7 @@ from dipp_core.method.generator import OneStepGenerator, trainable_copy
 from dipp_core.models.latent import LatentDiffusion
 from dipp_core.models.lora import Adapted, in_chunks
 from dipp_core.models.prompts import Prompts
-from dipp_core.training.run import EMA, Plan, run, whole
+from dipp_core.training.run import EMA, run, whole
 
 Adam = Callable[..., torch.optim.Optimizer]  # (parameters, lr, betas) -> optimiser
 SLOWEST = datetime.timedelta(hours=1)  # the longest that one process may let the others wait, say while it saves
@@ -49,18 +49,16 @@ class Student:
     gen: OneStepGenerator
     ta: nn.Module
 
-    def copy(self) -> "Student":
-        return copy.deepcopy(self)
+    def _roles(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"gen": self.gen, "ta": self.ta})
 
     def state(self) -> dict[str, Tensor]:
         """All weights by name, to be saved."""
-        roles = {"gen": self.gen, "ta": self.ta}
-        return {f"{role}.{name}": value for role, net in roles.items() for name, value in net.state_dict().items()}
+        return self._roles().state_dict()
 
     def load(self, state: dict[str, Tensor]) -> "Student":
         """Take over saved weights."""
-        for role, net in (("gen", self.gen), ("ta", self.ta)):
-            net.load_state_dict({k.removeprefix(f"{role}."): v for k, v in state.items() if k.startswith(f"{role}.")})
+        self._roles().load_state_dict(state)
         return self
 
 
@@ -233,8 +231,12 @@ def described(settings: Settings) -> dict[str, Any]:
     """What tells one member of the family from another, as JSON; weights are functions, and not among it."""
     plain = "divergence guidance batch_shape z_shape ta_steps share_samples per_sample_normaliser max_grad_norm"
     found = {name: getattr(settings, name) for name in plain.split()}
-    found |= {name: torch.as_tensor(getattr(settings, name)).tolist() for name in ("alpha_rew", "alpha_cfg")}
-    return found | {"time_sampler": settings.time_sampler.name, "distance": settings.distance.name}
+    return found | {
+        "alpha_rew": torch.as_tensor(settings.alpha_rew).tolist(),
+        "alpha_cfg": torch.as_tensor(settings.alpha_cfg).tolist(),
+        "time_sampler": settings.time_sampler.name,
+        "distance": settings.distance.name,
+    }
 
 
 def teach(
@@ -259,9 +261,9 @@ def teach(
 ) -> Student:
     """Let a student learn, in place, and return it with the averaged generator; resumed if the folder has begun it.
 
-    reward(x0, cond): see `LatentDiffusion.reward`. save_steps, evaluate_steps, progress: see `Plan`.
-    evaluate(step, student): see `run`, with the averaged generator. micro: see `in_chunks`. facts: JSON that tells this
-    run from others.
+    reward(x0, cond): see `LatentDiffusion.reward`. save_steps, evaluate_steps, progress: see `run`.
+    evaluate(step, student): with the averaged generator. micro: see `in_chunks`. facts: JSON that tells this run from
+    others.
     """
     parts: dict[str, Any] = {}
 
@@ -309,10 +311,13 @@ def teach(
         folder,
         records,
         parts,
-        Plan(steps=pace.steps, save_steps=save_steps, evaluate_steps=evaluate_steps, progress=progress),
         {"pace": asdict(pace), "seed": seed, "settings": described(settings)} | (facts or {}),
+        steps=pace.steps,
+        save_steps=save_steps,
         after_step=[*(part.step for name, part in parts.items() if name.endswith("_rate")), ema.update],
         evaluate=of_average if evaluate else None,
+        evaluate_steps=evaluate_steps,
+        progress=progress,
         writes=group.share[0] == 0,
         anywhere=group.anywhere,
         say=say,

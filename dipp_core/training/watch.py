@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -70,11 +70,10 @@ class Log:
 
     def __init__(self, folder: pathlib.Path, start: int = 0, size: int = 0, say: Callable[[str], None] = print):
         path = folder / "curves.jsonl"
-        self.file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115, the run closes it
-        if (found := self.file.seek(0, os.SEEK_END)) < size:
+        self.file = open(path, "ab")  # noqa: SIM115, the run closes it
+        if (found := path.stat().st_size) < size:
             say(f"{path} is shorter than at the checkpoint: the curves have a gap")
         self.file.truncate(min(size, found))
-        self.file.seek(0, os.SEEK_END)
         self.folder, self.start = folder, start
         self.board: Any = None
 
@@ -94,7 +93,7 @@ class Log:
     def size_on_disk(self) -> int:
         """Wait until the log is on the disk; returns its size."""
         os.fsync(self.file.fileno())
-        return self.file.tell()
+        return os.fstat(self.file.fileno()).st_size
 
     def close(self) -> None:
         self.file.close()
@@ -141,22 +140,22 @@ def _windows(curve: Curve, points: int) -> Curve:
     return Curve(step, values)
 
 
-def curves_figure(found: Mapping[str, Curve], columns: int = 3) -> Figure:
+def curves_figure(found: Mapping[str, Curve]) -> Figure:
     """One panel a curve: means over windows, and for several runs their mean and range."""
-    rows = max(1, math.ceil(len(found) / columns))
+    rows = math.ceil(len(found) / 3)
     fig = Figure(figsize=(11, 2.4 * rows), layout="constrained")
-    axes = iter(fig.subplots(rows, columns, squeeze=False).flat)
+    axes = fig.subplots(rows, 3, squeeze=False).flat
     for (name, curve), ax in zip(found.items(), axes, strict=False):
         fine, coarse = _windows(curve, 1000), _windows(curve, 60)
-        step, mean = coarse.step, coarse.values.reshape(len(coarse.step), -1).mean(1)
+        mean = coarse.values.reshape(len(coarse.step), -1).mean(1)
         if curve.values.ndim > 1:
-            ax.fill_between(step, coarse.values.min(1), coarse.values.max(1), color="#56B4E9", alpha=0.4)
+            ax.fill_between(coarse.step, coarse.values.min(1), coarse.values.max(1), color="#56B4E9", alpha=0.4)
         else:
             ax.plot(fine.step, fine.values, color="#B3B3B3", linewidth=0.8)
-        ax.plot(step, mean, color="#0072B2", marker="o" if len(step) < 20 else None)
+        ax.plot(coarse.step, mean, color="#0072B2", marker="o" if len(mean) < 20 else None)
         ax.set_title(name, loc="left")
         ax.set_xlabel("steps")
-    for ax in axes:
+    for ax in axes[len(found) :]:
         ax.set_visible(False)
     return fig
 
@@ -186,15 +185,13 @@ def is_live(wanted: bool | None = None) -> bool:
     return watched or bool(wanted)
 
 
-@dataclass
 class Screen:
     """Where the pictures of a run go: into files of its folder, and, live, into the notebook."""
 
-    folder: pathlib.Path
-    live: bool
-    displays: dict = field(default_factory=dict)
-    drawn: float = field(default_factory=time.monotonic)
-    pause: float = 10.0
+    def __init__(self, folder: pathlib.Path, *, live: bool):
+        self.folder, self.live = folder, live
+        self.displays: dict[str, Any] = {}
+        self.due = time.monotonic() + 10.0
 
     def show(self, name: str, fig: Figure, file: str) -> None:
         """Write a picture, and show it in the place of the one of this name that was shown before."""
@@ -219,8 +216,8 @@ class Screen:
             with DRAWING:
                 fig = curves_figure(found)
             self.show("curves", fig, "curves.png")
-        self.drawn = time.monotonic()
-        self.pause = max(10.0 if self.live else 60.0, 50 * (self.drawn - begun))
+        now = time.monotonic()
+        self.due = now + max(10.0 if self.live else 60.0, 50 * (now - begun))
 
     def is_due(self) -> bool:
-        return time.monotonic() - self.drawn > self.pause
+        return time.monotonic() > self.due

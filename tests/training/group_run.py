@@ -1,6 +1,6 @@
 """Processes that share runs, started as torchrun would, but forked from this one, which has imported everything.
 
-python group_run.py FOLDER PLAN      PLAN: JSON, [{"processes": 2, "place": .., "jobs": {NAME: JOB}}, ..]
+python group_run.py FOLDER PLAN      PLAN: JSON, [{"processes": 2, "sharded": false, "jobs": {NAME: JOB}}, ..]
 """
 
 import importlib
@@ -37,27 +37,26 @@ def student_of(world, roles):
     return student
 
 
-def learn(folder, world, group, job):
-    """Teach, and let happen what the job says, "nan", "asked" or "killed": [process, step]."""
-    prompts, seen = world.prompts(shapes.captions(shapes.split("train")[:3])), []
+def learn(root, name, job, group):
+    """Teach, and let happen what the job says, "nan" or "asked": [process, step]."""
+    world, seen = folders.load(job["world"], dtype=torch.float64), []
+    prompts = world.prompts(shapes.captions(shapes.split("train")[:3]))
 
-    def happens(name):
-        return [group.share[0], len(seen) - 1] == job.get(name)
+    def happens(what):
+        return [group.share[0], len(seen) - 1] == job.get(what)
 
     def judge(images, texts):
         seen.append(1)
-        if happens("killed"):
-            os._exit(9)
         if happens("asked"):
             os.kill(os.getpid(), signal.SIGTERM)
         return images.mean((1, 2, 3)) * (float("nan") if happens("nan") else 1)
 
     return teach(
-        folder,
+        root / job.get("folders", [name, name])[group.share[0]],
         student_of(world, job["roles"]),
         world,
         settings_for(world, job["method"], job["batch"], alpha_rew=1.0, alpha_cfg=0.5),
-        Pace(steps=job["steps"], gen_lr=1e-3, ta_lr=1e-3, betas=(0.9, 0.99), ema=0.5),
+        Pace(steps=3, gen_lr=1e-3, ta_lr=1e-3, betas=(0.9, 0.99), ema=0.5),
         prompts=prompts,
         reward=world.reward(judge, prompts),
         seed=0,
@@ -72,29 +71,21 @@ def learn(folder, world, group, job):
     )
 
 
-def found_group(sharded):
-    """The group; sharded as on GPUs where that is said, which Accelerate offers on a CPU by its parts only."""
+def run_jobs(root, launch):
+    """All jobs of a launch, one after another; weights go to NAME.safetensors, errors to standard output."""
     group = find_group("cpu")
-    if sharded:
+    if launch.get("sharded"):  # which Accelerate offers on a CPU by its parts only
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
         group.accelerator.state.fsdp_plugin, group.sharded = plugin, True
-    return group
-
-
-def run_jobs(place, jobs, *, sharded=False):
-    """All jobs, one after another; the weights go to PLACE/NAME.safetensors, what went wrong to standard output."""
-    group = found_group(sharded)
-    for name, job in jobs.items():
-        world = folders.load(job["world"], dtype=torch.float64)
-        places = job.get("folders", [name])
+    for name, job in launch["jobs"].items():
         try:
-            taught = learn(place / places[group.share[0] % len(places)], world, group, job)
+            taught = learn(root, name, job, group)
         except (Stopped, ValueError) as error:
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
             continue
         state = {key: whole(value).contiguous() for key, value in taught.state().items()}
         if group.share[0] == 0:
-            save_file(state, place / f"{name}.safetensors")
+            save_file(state, root / f"{name}.safetensors")
     group.close()
 
 
@@ -107,15 +98,12 @@ def fork(root, number, rank, launch, port):
     os.dup2(out, 2)
     ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(launch["processes"])}
     os.environ |= ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    code = 1
     try:
-        (root / launch["place"]).mkdir(exist_ok=True)
-        run_jobs(root / launch["place"], launch["jobs"], sharded=launch.get("sharded", False))
-        code = 0
-    finally:
-        sys.stdout.flush()
-        sys.excepthook(*sys.exc_info()) if code else None
-        os._exit(code)
+        run_jobs(root, launch)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def main(folder, plan):

@@ -1,10 +1,8 @@
 """A small run that depends on everything a run can depend on, made to be killed at any moment.
 
-    python long_run.py FOLDER    train to the end, or continue
-    python long_run.py           a server: a line {"folder": .., "steps": .., "die_at": ..} starts a run in its process
-
-The server imports and warms up once, so that a run starts in milliseconds. With die_at = n the process of the run kills
-itself at its nth call that makes something last (fsync, replace, unlink).
+A server: a line {"folder": .., "steps": .., "die_at": ..} starts a run in a process of its own. It imports and warms up
+once, so that a run starts in milliseconds. With die_at = n the process of the run kills itself at its nth call that
+makes something last (fsync, replace, unlink).
 """
 
 import json
@@ -21,8 +19,9 @@ from torch import nn
 
 from dipp_core.method.algorithm import align, preset
 from dipp_core.method.schedule import sigma_power_weight, uniform_time, vp_continuous
+from dipp_core.training import run as module
 from dipp_core.training import watch
-from dipp_core.training.run import EMA, Plan, run
+from dipp_core.training.run import EMA, run
 
 SCHEDULE = vp_continuous()
 
@@ -32,14 +31,13 @@ class Convolutions(nn.Module):
 
     def __init__(self):
         super().__init__()
-        layers = (
+        self.body = nn.Sequential(
             nn.Conv2d(5, 8, 3, padding=1),
             nn.BatchNorm2d(8),
             nn.SiLU(),
             nn.Dropout(0.1),
             nn.Conv2d(8, 3, 3, padding=1),
         )
-        self.body = nn.Sequential(*layers)
 
     def forward(self, xt, t, cond):
         more = torch.stack([t.to(xt.dtype), cond], 1)[..., None, None].expand(-1, -1, *xt.shape[2:])
@@ -52,41 +50,29 @@ def draw_cond(shape, generator):
     return torch.rand(shape, generator=generator) + more
 
 
-def long_run(folder, steps, *, seed=0, plan=None, say=lambda line: None, **more):
-    """Train two small networks with Algorithm 1; `plan` and `more` go to `run`. Returns its parts."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
+def long_run(folder, steps):
+    """Train two small networks with Algorithm 1."""
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
     gen, ta, ref = Convolutions(), Convolutions(), Convolutions().requires_grad_(False)
-    optimizers = [
-        torch.optim.AdamW(gen.parameters(), lr=1e-3, betas=(0.0, 0.99)),
-        torch.optim.SGD(ta.parameters(), lr=1e-3, momentum=0.9),
-    ]
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizers[0], steps)
-    warm = torch.optim.lr_scheduler.LambdaLR(optimizers[1], lambda step: min(1, step / 50))
-    ema, noise = EMA(gen, 0.99), torch.Generator().manual_seed(seed)
-    law, weight = uniform_time(0.05, 0.95), sigma_power_weight(SCHEDULE, 2)
+    gen_optimizer = torch.optim.AdamW(gen.parameters(), lr=1e-3, betas=(0.0, 0.99))
+    ta_optimizer = torch.optim.SGD(ta.parameters(), lr=1e-3, momentum=0.9)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(gen_optimizer, steps)
+    warm = torch.optim.lr_scheduler.LambdaLR(ta_optimizer, lambda step: min(1, step / 50))
+    ema, noise = EMA(gen, 0.99), torch.Generator().manual_seed(0)
+    weight = sigma_power_weight(SCHEDULE, 2)
     settings = preset(
         "dipp",
         batch_shape=(4,),
         z_shape=(3, 8, 8),
         alpha_rew=2.0,
-        time_sampler=law,
+        time_sampler=uniform_time(0.05, 0.95),
         weight=weight,
         ta_weight=weight,
         ta_steps=2,
         max_grad_norm=1.0,
     )
-    parts = {
-        "gen": gen,
-        "ta": ta,
-        "gen_optimizer": optimizers[0],
-        "ta_optimizer": optimizers[1],
-        "decay": decay,
-        "warm": warm,
-        "ema": ema,
-        "noise": noise,
-    }
 
     def records(start):
         return align(
@@ -96,8 +82,8 @@ def long_run(folder, steps, *, seed=0, plan=None, say=lambda line: None, **more)
             reward=lambda x0, cond: x0.mean((1, 2, 3)) - x0.square().mean((1, 2, 3)),
             schedule=SCHEDULE,
             settings=settings,
-            gen_optimizer=optimizers[0],
-            ta_optimizer=optimizers[1],
+            gen_optimizer=gen_optimizer,
+            ta_optimizer=ta_optimizer,
             draw_cond=draw_cond,
             null_cond=torch.tensor(0.0),
             generator=noise,
@@ -105,20 +91,23 @@ def long_run(folder, steps, *, seed=0, plan=None, say=lambda line: None, **more)
             start_step=start,
         )
 
-    def evaluate(done):
+    def evaluate(_done):
         with ema.averaged():
             return {"weight": gen.body[0].weight.mean(), "draw": torch.rand(())}
 
-    plan = plan or Plan(steps=steps, save_steps=4, save_minutes=0.0015, evaluate_steps=20)
+    networks = {"gen": gen, "ta": ta, "gen_optimizer": gen_optimizer, "ta_optimizer": ta_optimizer}
     run(
         folder,
         records,
-        parts,
-        plan,
-        {"seed": seed},
-        **{"after_step": (decay.step, warm.step, ema.update), "evaluate": evaluate, "say": say} | more,
+        networks | {"decay": decay, "warm": warm, "ema": ema, "noise": noise},
+        {"seed": 0},
+        steps=steps,
+        save_steps=4,
+        after_step=(decay.step, warm.step, ema.update),
+        evaluate=evaluate,
+        evaluate_steps=20,
+        say=lambda line: None,
     )
-    return parts
 
 
 def die_at(number):
@@ -141,15 +130,16 @@ def warm_up():
     """What the first run of a process would wait seconds for."""
     torch.optim.SGD([torch.zeros(1, requires_grad=True)])
     with tempfile.TemporaryDirectory() as place:
-        fig = watch.curves_figure({"nothing": watch.Curve(np.arange(2), np.arange(2))})
-        watch.Screen(pathlib.Path(place), live=False).show("nothing", fig, "nothing.png")
         log = watch.Log(pathlib.Path(place))
         log.write(0, {"nothing": 0.0})
         log.close()
+        watch.Screen(pathlib.Path(place), live=False).draw_curves()
 
 
 def serve():
     """Answers the process id when a run starts, and its exit status when it has ended."""
+    torch.set_num_threads(1)
+    module.SAVE_MINUTES = 0.0015
     warm_up()
     for line in sys.stdin:
         order = json.loads(line)
@@ -157,12 +147,11 @@ def serve():
             print(child, flush=True)
             print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
             continue
-        if order.get("die_at"):
+        if "die_at" in order:
             die_at(order["die_at"])
         long_run(pathlib.Path(order["folder"]), order["steps"])
         os._exit(0)
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    long_run(pathlib.Path(sys.argv[1]), 200, say=print) if sys.argv[1:] else serve()
+    serve()

@@ -29,15 +29,24 @@ def test_a_record_is_its_numbers():
     assert watch.not_finite({"a": 1.0, "b": [0.0, float("nan")], "c": float("inf")}) == ["b", "c"]
 
 
-def test_values_come_back_exactly_and_what_is_not_finite_never_enters(tmp_path):
+def test_values_come_back_exactly_in_curves_and_in_a_table_and_what_is_not_finite_never_enters(tmp_path):
     third = float(torch.tensor(1 / 3))
-    logged(tmp_path, [(1, {"a": third, "b": [1.0, 2.0]}), (2, {"a": 1e-40, "b": [3.0, 4.0]}), (2, {"eval_c": 7})])
+    logged(tmp_path, [(0, {"eval_g": 0.5}), (1, {"a": third, "b": [1.0, 2.0]}), (2, {"a": 1e-40, "b": [3.0, 4.0]})])
+    size = logged(tmp_path, [(2, {"eval_g": 1})], (tmp_path / "curves.jsonl").stat().st_size)
     found = watch.read_curves(tmp_path)
     assert found["a"].values.tolist() == [third, 1e-40]
     assert found["b"].values.shape == (2, 2)
-    assert (found["eval_c"].step.tolist(), found["eval_c"].values.tolist()) == ([2], [7])
+    assert (found["eval_g"].step.tolist(), found["eval_g"].values.tolist()) == ([0, 2], [0.5, 1])
+    watch.write_csv(tmp_path)
+    with open(tmp_path / "curves.csv") as handle:
+        assert list(csv.reader(handle)) == [
+            ["step", "eval_g", "a", "b[0]", "b[1]"],
+            ["0", "0.5", "", "", ""],
+            ["1", "", str(third), "1.0", "2.0"],
+            ["2", "1", "1e-40", "3.0", "4.0"],
+        ]
     with pytest.raises(ValueError, match="JSON"):
-        logged(tmp_path, [(1, {"a": float("nan")})])
+        logged(tmp_path, [(3, {"a": float("nan")})], size)
 
 
 def test_the_log_is_cut_back_to_the_checkpoint_it_continues(tmp_path):
@@ -50,24 +59,6 @@ def test_the_log_is_cut_back_to_the_checkpoint_it_continues(tmp_path):
     said = []
     watch.Log(tmp_path, size=1000, say=said.append).close()
     assert said == [f"{tmp_path}/curves.jsonl is shorter than at the checkpoint: the curves have a gap"]
-
-
-def test_the_table_has_one_line_a_step(tmp_path):
-    rows = [
-        (0, {"eval_g": 0.5}),
-        (1, {"a": 1.0, "b": [1.0, 2.0]}),
-        (2, {"a": 2.0, "b": [3.0, 4.0]}),
-        (2, {"eval_g": 1}),
-    ]
-    logged(tmp_path, rows)
-    watch.write_csv(tmp_path)
-    with open(tmp_path / "curves.csv") as handle:
-        assert list(csv.reader(handle)) == [
-            ["step", "eval_g", "a", "b[0]", "b[1]"],
-            ["0", "0.5", "", "", ""],
-            ["1", "", "1.0", "1.0", "2.0"],
-            ["2", "1", "2.0", "3.0", "4.0"],
-        ]
 
 
 def test_every_curve_is_in_tensorboard_and_once_only_after_resuming(tmp_path):
@@ -86,8 +77,8 @@ def test_every_curve_has_its_panel_and_long_ones_are_thinned():
     found = {
         "reward": Curve(np.arange(1, 5001), np.linspace(0, 1, 5000)),
         "stack": Curve(np.arange(1, 101), np.random.default_rng(0).random((100, 7))),
-        "eval_gold": Curve(np.array([0, 100]), np.array([0.5, 0.7])),
         "once": Curve(np.array([0]), np.array([2])),
+        "eval_gold": Curve(np.array([0, 100]), np.array([0.5, 0.7])),
     }
     fig = watch.curves_figure(found)
     shown = [ax for ax in fig.axes if ax.get_visible()]
@@ -137,21 +128,21 @@ def test_pictures_are_live_where_somebody_watches(notebook, monkeypatch):
 
 def test_a_picture_takes_the_place_of_the_one_before(notebook, tmp_path):
     screen = watch.Screen(tmp_path, live=True)
-    for _ in range(2):
-        screen.show("grid", watch.picture_grid(torch.rand(1, 3, 4, 4), 1), "pictures/grid.png")
-    screen.show("other", watch.picture_grid(torch.rand(1, 3, 4, 4), 1), "other.png")
+    for name in ("grid", "grid", "other"):
+        screen.show(name, watch.picture_grid(torch.rand(1, 3, 4, 4), 1), f"pictures/{name}.png")
     assert [kind for kind, _ in notebook] == ["display", "update", "display"]
     assert notebook[1][1]["data"] == (tmp_path / "pictures/grid.png").read_bytes()
 
 
-def test_curves_are_drawn_now_and_then(tmp_path):
+def test_curves_are_drawn_now_and_then(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(watch, "time", types.SimpleNamespace(monotonic=lambda: now))
     screen = watch.Screen(tmp_path, live=False)
-    assert not watch.is_live(True)
     assert not screen.is_due()
-    screen.drawn -= 11
+    now = 11.0
     assert screen.is_due()
     logged(tmp_path, [(1, {"a": 1.0})])
     screen.draw_curves()
     assert (tmp_path / "curves.png").stat().st_size > 1000
+    now += 59.0
     assert not screen.is_due()
-    assert screen.pause >= 60
