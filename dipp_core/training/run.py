@@ -175,15 +175,8 @@ def _identity(parts: Parts, settings: dict) -> dict[str, Any]:
     found = json.loads(json.dumps(settings))
     for name, part in parts.items():
         found[f"{name}.kind"] = next(cls.__name__ for cls in type(part).__mro__ if not cls.__name__.startswith("FSDP"))
-        tensors: Mapping[str, Tensor] = {}
-        if isinstance(part, nn.Module):
-            tensors = part.state_dict()
-        elif isinstance(part, EMA):
-            tensors = part.average
-        elif isinstance(part, torch.optim.Optimizer):  # which has no tensors of its own before its first step
-            groups = enumerate(group["params"] for group in part.param_groups)
-            tensors = {f"{g}.{i}": weight for g, group in groups for i, weight in enumerate(group)}
-        found |= {f"{name}.{key}": f"{str(value.dtype)[6:]} {tuple(value.shape)}" for key, value in tensors.items()}
+        for key, value in part.state_dict().items() if isinstance(part, nn.Module) else ():
+            found[f"{name}.{key}"] = f"{str(value.dtype)[6:]} {tuple(value.shape)}"
     return found
 
 

@@ -7,7 +7,6 @@
 `step` counts the steps done when the values were measured. Runs side by side (see `StepRecord`) log a list a curve.
 """
 
-import csv
 import importlib.util
 import io
 import json
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
@@ -118,15 +118,8 @@ def read_curves(folder: str | pathlib.Path) -> dict[str, Curve]:
 
 def write_csv(folder: pathlib.Path) -> None:
     """curves.csv: one line a step, one column a curve."""
-    table: dict[int, Numbers] = {}
-    for row in _rows(folder):
-        table.setdefault(row.pop("step"), {}).update(_flat(row))
-    text = io.StringIO()
-    columns = ["step", *dict.fromkeys(name for cells in table.values() for name in cells)]
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({"step": step, **cells} for step, cells in sorted(table.items()))
-    write_whole(folder / "curves.csv", text.getvalue())
+    table = pd.DataFrame([_flat(row) for row in _rows(folder)]).groupby("step").first()
+    write_whole(folder / "curves.csv", table.to_csv())
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures

@@ -43,7 +43,7 @@ def test_values_come_back_exactly_in_curves_and_in_a_table_and_what_is_not_finit
             ["step", "eval_g", "a", "b[0]", "b[1]"],
             ["0", "0.5", "", "", ""],
             ["1", "", str(third), "1.0", "2.0"],
-            ["2", "1", "1e-40", "3.0", "4.0"],
+            ["2", "1.0", "1e-40", "3.0", "4.0"],
         ]
     with pytest.raises(ValueError, match="JSON"):
         logged(tmp_path, [(3, {"a": float("nan")})], size)
