@@ -1,16 +1,9 @@
-"""A small run that depends on everything a run can depend on, made to be killed at any moment.
+"""A small run that depends on everything a run can depend on, made to be killed in a process of its own."""
 
-A server: a line {"folder": .., "steps": .., "die_at": ..} starts a run in a process of its own. It imports and warms up
-once, so that a run starts in milliseconds. With die_at = n the process of the run kills itself at its nth call that
-makes something last (fsync, replace, unlink).
-"""
-
-import json
 import os
 import pathlib
 import random
 import signal
-import sys
 import tempfile
 
 import numpy as np
@@ -50,8 +43,12 @@ def draw_cond(shape, generator):
     return torch.rand(shape, generator=generator) + more
 
 
-def long_run(folder, steps):
-    """Train two small networks with Algorithm 1."""
+def long_run(folder, steps, die_at=None):
+    """Train two small networks with Algorithm 1; die_at: kill the process at its nth call that makes something last."""
+    module.SAVE_MINUTES = 0.0015
+    torch.set_num_threads(1)
+    if die_at:
+        be_killed_at(die_at)
     torch.manual_seed(0)
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
@@ -110,8 +107,8 @@ def long_run(folder, steps):
     )
 
 
-def die_at(number):
-    """Kill this process at its nth call that makes something last, before it is made."""
+def be_killed_at(number):
+    """Kill this process at its nth call of fsync, replace or unlink, before it is made."""
     calls = iter(range(number, 0, -1))
 
     def deadly(call):
@@ -126,32 +123,10 @@ def die_at(number):
         setattr(os, name, deadly(getattr(os, name)))
 
 
-def warm_up():
-    """What the first run of a process would wait seconds for."""
-    torch.optim.SGD([torch.zeros(1, requires_grad=True)])
-    with tempfile.TemporaryDirectory() as place:
-        log = watch.Log(pathlib.Path(place))
-        log.write(0, {"nothing": 0.0})
-        log.close()
-        watch.Screen(pathlib.Path(place), live=False).draw_curves()
-
-
-def serve():
-    """Answers the process id when a run starts, and its exit status when it has ended."""
-    torch.set_num_threads(1)
-    module.SAVE_MINUTES = 0.0015
-    warm_up()
-    for line in sys.stdin:
-        order = json.loads(line)
-        if child := os.fork():
-            print(child, flush=True)
-            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-            continue
-        if "die_at" in order:
-            die_at(order["die_at"])
-        long_run(pathlib.Path(order["folder"]), order["steps"])
-        os._exit(0)
-
-
-if __name__ == "__main__":
-    serve()
+# what the first run of a process would wait seconds for
+torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+with tempfile.TemporaryDirectory() as place:
+    log = watch.Log(pathlib.Path(place))
+    log.write(0, {"nothing": 0.0})
+    log.close()
+    watch.Screen(pathlib.Path(place), live=False).draw_curves()

@@ -32,7 +32,7 @@ def plan_of(models):
     two = {
         "odd": full | {"batch": 3},
         "two_full": full,
-        "turns_lora": lora | {"micro": 1, "asked": [1, 5]},  # the second of four calls in the second step
+        "turns_lora": lora | {"micro": 1, "asked": [1, 3]},  # asked of a row at a time: in the second step
         "lost": lora | {"folders": ["turns_lora", "elsewhere"]},
     }
     return [

@@ -3,14 +3,13 @@
 By hand, with as many kills as wanted:  DIPP_KILLS=20 pytest tests/training/test_run.py -k random
 """
 
-import json
+import importlib
+import multiprocessing
 import os
 import pathlib
 import random
 import resource
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -33,37 +32,37 @@ STEPS = 40
 # ----------------------------------------------------------------------------------------------------- kill and resume
 
 
-class Server:
-    """Runs of `long_run.py`, each in a process of its own that can be killed."""
+@pytest.fixture(scope="module")
+def start(checkout):
+    """start(folder, ..) begins a `long_run` in a process that can be killed, forked from one that has imported all."""
+    here = pathlib.Path(__file__).parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(here)
+        patch.setenv("PYTHONPATH", f"{checkout}{os.pathsep}{here}")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        target = importlib.import_module("long_run").long_run
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["long_run"])
 
-    def __init__(self, process):
-        self.process = process
+        def begin(folder, steps=STEPS, die_at=None):
+            process = context.Process(target=target, args=(folder, steps, die_at))
+            process.start()
+            return process
 
-    def start(self, folder, **order):
-        """Returns the process id."""
-        print(json.dumps({"folder": str(folder), "steps": STEPS} | order), file=self.process.stdin, flush=True)
-        return int(self.process.stdout.readline())
+        yield begin
 
-    def status(self):
-        return int(self.process.stdout.readline())
+
+def ended(process):
+    """The exit status of a process."""
+    process.join()
+    return process.exitcode
 
 
 @pytest.fixture(scope="module")
-def server(checkout):
-    command = [sys.executable, str(pathlib.Path(__file__).with_name("long_run.py"))]
-    path = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=os.environ | path, **pipes) as process:
-        yield Server(process)
-        process.stdin.close()
-
-
-@pytest.fixture(scope="module")
-def unkilled(server, tmp_path_factory):
+def unkilled(start, tmp_path_factory):
     """What a run leaves that nothing disturbed."""
     folder = tmp_path_factory.mktemp("runs") / "unkilled"
-    server.start(folder)
-    assert server.status() == 0
+    assert ended(start(folder)) == 0
     return result(folder)
 
 
@@ -85,41 +84,38 @@ def result(folder):
 
 
 @pytest.mark.parametrize("number", range(KILLS))
-def test_killed_at_a_random_moment_and_resumed_it_is_as_if_never_killed(server, unkilled, tmp_path, number):
+def test_killed_at_a_random_moment_and_resumed_it_is_as_if_never_killed(start, unkilled, tmp_path, number):
     moment, log = random.Random(number), tmp_path / "curves.jsonl"
-    process, size = server.start(tmp_path), moment.uniform(0.0, 0.95) * len(unkilled["curves.jsonl"])
+    process, size = start(tmp_path), moment.uniform(0.0, 0.95) * len(unkilled["curves.jsonl"])
     while not log.exists() or log.stat().st_size < size:
         time.sleep(0.001)
     time.sleep(moment.uniform(0.0, 0.02))  # a step takes about 0.01 seconds, a save as long again
-    os.kill(process, signal.SIGKILL)
-    assert server.status() == -signal.SIGKILL
-    server.start(tmp_path)
-    assert server.status() == 0
+    process.kill()
+    assert ended(process) == -signal.SIGKILL
+    assert ended(start(tmp_path)) == 0
     assert result(tmp_path) == unkilled
 
 
-def test_killed_at_every_point_of_a_save_it_is_as_if_never_killed(server, unkilled, tmp_path):
+def test_killed_at_every_point_of_a_save_it_is_as_if_never_killed(start, unkilled, tmp_path):
     """Before the log and the checkpoint are flushed, before it is renamed, before an old one is removed."""
     for number in (1, 2, 3, 4, 13):
-        server.start(tmp_path, die_at=number)
-        assert server.status() == -signal.SIGKILL
+        assert ended(start(tmp_path, die_at=number)) == -signal.SIGKILL
         assert (tmp_path / "partial.pt").exists() == (number in (2, 3))
         said = []
         latest(tmp_path, said.append)
         assert said == []
-    server.start(tmp_path)
-    assert server.status() == 0
+    assert ended(start(tmp_path)) == 0
     assert result(tmp_path) == unkilled
 
 
-def test_a_second_run_in_the_folder_is_refused_while_the_first_lives(server, tmp_path):
-    process = server.start(tmp_path, steps=100_000)
+def test_a_second_run_in_the_folder_is_refused_while_the_first_lives(start, tmp_path):
+    process = start(tmp_path, steps=100_000)
     while not list(tmp_path.glob("step_*")):
         time.sleep(0.01)
-    with pytest.raises(InputError, match=rf"is already running \(process {process}\)"):
+    with pytest.raises(InputError, match=rf"is already running \(process {process.pid}\)"):
         small_run(tmp_path)
-    os.kill(process, signal.SIGKILL)
-    assert server.status() == -signal.SIGKILL
+    process.kill()
+    process.join()
 
 
 # ---------------------------------------------------------------------------------------------- a run of a few numbers
