@@ -154,15 +154,6 @@ def make_small_checkout(root: pathlib.Path) -> pathlib.Path:
     return root
 
 
-def environment(**more: str) -> dict[str, str]:
-    """The variables of a reader's shell in the project's environment, and none of the reader's git settings."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("DIPP_", "GIT_", "DVC_"))}
-    kept.pop("PYTHONPATH", None)
-    who = {f"GIT_{role}_{what}": "test@test" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
-    path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return kept | who | {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "PATH": path} | more
-
-
 @dataclasses.dataclass(frozen=True)
 class Checkout:
     """A checkout and what a reader does in it."""
@@ -173,7 +164,13 @@ class Checkout:
         return self.root / name
 
     def environment(self) -> dict[str, str]:
-        return environment(DVC_SITE_CACHE_DIR=str(self.root.parent / "dvc"))
+        """The variables of a reader's shell in the project's environment, and none of the reader's git settings."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("DIPP_", "GIT_", "DVC_"))}
+        kept.pop("PYTHONPATH", None)
+        kept |= {f"GIT_{role}_{what}": "test@test" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        kept |= {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+        path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return kept | {"PATH": path, "DVC_SITE_CACHE_DIR": str(self.root.parent / "dvc")}
 
     def command(self, *words: str, **options) -> subprocess.CompletedProcess:
         """Run a command in the checkout."""
@@ -246,3 +243,29 @@ def small(small_checkout, adopted, tmp_path):
 def stages_run():
     """The stages that `make repro` ran, in order, from what it printed."""
     return lambda output: re.findall(r"Running stage '(?:\w+@)?(\w+)'", output)
+
+
+@pytest.fixture(scope="session")
+def saved_by_an_editor():
+    """`saved_by_an_editor(path)` does to a notebook what running and saving it in another front end does."""
+    import nbformat
+
+    def save(path):
+        """Run, in another front end, saved: outputs, counters, times, ids, widget state, all that editors add."""
+        notebook = nbformat.read(path, as_version=4)
+        notebook.nbformat_minor = 5
+        notebook.metadata = {
+            "kernelspec": {"name": "other", "display_name": "My own", "language": "python"},
+            "language_info": {"name": "python", "version": "3.12.1"},
+            "widgets": {"state": {}},
+        }
+        for number, cell in enumerate(notebook.cells):
+            cell.id = f"random{number}"
+            cell.metadata |= {"collapsed": False, "editable": True, "execution": {"iopub.status.busy": "2024-01-01"}}
+            if cell.cell_type == "code":
+                cell.execution_count = 10 + number
+                cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="3.14\n")]
+        notebook.cells.append(nbformat.v4.new_code_cell(""))
+        nbformat.write(notebook, path)
+
+    return save

@@ -3,7 +3,6 @@
 import ast
 import json
 import pathlib
-import re
 import sys
 
 import pytest
@@ -17,8 +16,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "dipp_core").rglob("*.py"))
 STAGES = sources.stages()
 PIPELINE = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
-
-# ------------------------------------------------------------------------------------------------------- the library
 
 # The rooms, from the ground up, and what each may import of dipp_core beside itself
 ROOMS = {
@@ -84,9 +81,6 @@ def test_a_file_says_what_it_is_for_and_importing_it_only_defines(name):
         assert not getattr(node, "level", 0), f"{name}: a relative import hides what the pipeline must know"
 
 
-# ----------------------------------------------------------------------------------- notebooks, parameters, pipeline
-
-
 def entries() -> dict[str, dict]:
     """Stage -> what dvc.yaml says of it, names filled in."""
     found = {}
@@ -120,6 +114,7 @@ def test_every_notebook_has_its_stage_and_its_section_and_no_other_is_there():
     assert sorted(ENTRIES) == STAGES
     assert pipeline.stages().keys() == {"sources", *STAGES, "site"}
     assert list(SECTIONS) == sections
+    assert [name.split("/")[2] for name in PIPELINE["plots"]] == STAGES
     assert [name for name in config.read() if name not in Globals.model_fields] == sections
 
 
@@ -160,10 +155,6 @@ def test_what_a_stage_reads_is_in_the_repository_or_made_by_an_earlier_stage():
     assert not any("manifests" in name for name in made)
 
 
-def test_the_pipeline_plots_a_figure_of_every_notebook():
-    assert sorted({name.split("/")[2] for name in PIPELINE["plots"]}) == STAGES
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_notebook_keeps_the_rules_of_all_notebooks(stage):
     cells = sources.read_notebook(sources.notebook_path(stage))["cells"]
@@ -174,11 +165,3 @@ def test_a_notebook_keeps_the_rules_of_all_notebooks(stage):
     assert pipeline.lint(stage) == []
     assert [node.name for node in code.body if isinstance(node, ast.ClassDef)] == [], "it belongs in the library"
     assert words["markdown"] >= words["code"] / 2, "as much prose as code; half as much is still called as much"
-
-
-def test_the_readme_leads_nowhere_that_is_not_there():
-    """Every relative link of the README is a file of the repository, and no number was left to be filled in."""
-    text = (ROOT / "README.md").read_text()
-    links = {link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("https://")}
-    assert sorted(link for link in links if not (ROOT / link).exists()) == []
-    assert re.findall(r"\b[A-Z]+_(?:TIME|TABLE)\b", text) == []

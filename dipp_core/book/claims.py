@@ -121,10 +121,15 @@ def checks(asked: dict[str, Any], book: Book, bounds: Bounds) -> list[Check]:
     return found
 
 
+def read_claims() -> dict[str, list[dict]]:
+    """What the papers claim, and what was found beyond."""
+    return tomllib.loads((root() / "data" / "reported" / "claims.toml").read_text())
+
+
 def all_claims(book: Book, bounds: Bounds) -> list[Claim]:
     """All claims, in the order in which they are told."""
     found = []
-    for claim in tomllib.loads((root() / "data" / "reported" / "claims.toml").read_text())["claims"]:
+    for claim in read_claims()["claims"]:
         asked = tuple(check for row in claim["checks"] for check in checks(row, book, bounds))
         reported = tuple((label, source) for label, source in claim.get("reported", []))
         found.append(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from dipp_core.book import map, results
-from dipp_core.book.claims import LAST, MET, NETS, Bounds, all_claims, judged
+from dipp_core.book.claims import LAST, MET, NETS, Bounds, all_claims, judged, read_claims
 from dipp_core.book.config import section
 from dipp_core.book.report import Report
 from dipp_core.book.results import MISSING, Book, Number, in_words, number
@@ -52,33 +52,6 @@ CAPTIONS = {
     "reordered": "robust.{net}.reordered.{name}.gold",
     "unknown words": "robust.{net}.unknown words.{name}.gold",
 }
-# what was found here beyond the claims: text, notebooks, (label, source) of its numbers
-PLANE = "11_alignment_2d:"
-BEYOND = (
-    (
-        "The optimum of the integral KL with a reward is not the tilted law of RLHF",
-        ("06_where_is_the_optimum", "11_alignment_2d"),
-        ("distance to its own optimum, w ~ sigma^2, beta 2", f"{PLANE}dipp_sw2_to_exact_optimum.sigma2.beta_2.mean"),
-        ("distance to the tilted law, w ~ sigma^2, beta 2", f"{PLANE}sw2_to_tilted.sigma2.beta_2.mean"),
-    ),
-    (
-        "Aimed at the diffused tilted law, training does reach it",
-        ("11_alignment_2d",),
-        ("largest mean distance to the tilted law", f"{PLANE}exact_tilt_sw2_to_tilted.worst_mean"),
-    ),
-    (
-        "Guidance in distillation is sharper than the sharpened law of sampling",
-        ("04_guidance_is_a_reward", "11_alignment_2d"),
-        ("distance to its own optimum", f"{PLANE}cfg_sw2_to_cfg_optimum.mean"),
-        ("distance to the sharpened law", f"{PLANE}cfg_sw2_to_sharpened.mean"),
-    ),
-    (
-        "Below a critical beta, DI* with pseudo-Huber has no optimum",
-        ("06_where_is_the_optimum", "11_alignment_2d"),
-        ("beta predicted", f"{PLANE}distar_threshold.predicted"),
-        ("beta seen", f"{PLANE}distar_threshold.observed"),
-    ),
-)
 # a reward's name in the metrics of full scale, and in data/reported
 FULL_NAMES = {"hpsv2": "hpsv2_0", "hpsv2.0": "hpsv2_0", "hpsv2.1": "hpsv2_1"} | {
     name: name for name in ("image_reward", "aesthetic", "pickscore", "clipscore", "hpsv2_0", "hpsv2_1", "fid")
@@ -362,11 +335,11 @@ def figures_table(*, base: str | None) -> pd.DataFrame:
 def beyond(book: Book) -> pd.DataFrame:
     """What was found here and is no claim of the papers, one number a row."""
     rows = []
-    for text, stages, *numbers in BEYOND:
-        for label, source in numbers:
+    for one in read_claims()["beyond"]:
+        for label, source in one["numbers"]:
             found = number(book, source)
-            where = {"notebooks": linked(stages, "../"), "found": in_words(found)}
-            rows.append({"what": text, "number": label} | where | _numbers(found, source))
+            where = {"notebooks": linked(one["stages"], "../"), "found": in_words(found)}
+            rows.append({"what": one["text"], "number": label} | where | _numbers(found, source))
     return pd.DataFrame(rows)
 
 

@@ -27,26 +27,7 @@ def package(tmp_path, monkeypatch):
     return closure
 
 
-def saved_by_an_editor(path):
-    """Run, in another front end, saved: outputs, counters, times, ids, widget state, all that editors add."""
-    notebook = nbformat.read(path, as_version=4)
-    notebook.nbformat_minor = 5
-    notebook.metadata = {
-        "kernelspec": {"name": "other", "display_name": "My own", "language": "python"},
-        "language_info": {"name": "python", "version": "3.12.1"},
-        "widgets": {"state": {}},
-    }
-    for number, cell in enumerate(notebook.cells):
-        cell.id = f"random{number}"
-        cell.metadata |= {"collapsed": False, "editable": True, "execution": {"iopub.status.busy": "2024-01-01"}}
-        if cell.cell_type == "code":
-            cell.execution_count = 10 + number
-            cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="3.14\n")]
-    notebook.cells.append(nbformat.v4.new_code_cell(""))
-    nbformat.write(notebook, path)
-
-
-def test_saving_with_outputs_does_not_change_the_cleaned_text(small):
+def test_saving_with_outputs_does_not_change_the_cleaned_text(small, saved_by_an_editor):
     cleaned = sources.cleaned_text("02_count")
     saved_by_an_editor(sources.notebook_path("02_count"))
     assert sources.cleaned_text("02_count") == cleaned
@@ -168,7 +149,7 @@ def test_the_closure_of_a_real_import_is_what_python_loads(checkout):
     assert names - schemas == set(sources.imports(code)) - schemas
 
 
-def test_strip_removes_outputs_keeps_the_cleaned_text_and_writes_once(small):
+def test_strip_removes_outputs_keeps_the_cleaned_text_and_writes_once(small, saved_by_an_editor):
     path, cleaned = sources.notebook_path("02_count"), sources.cleaned_text("02_count")
     saved_by_an_editor(path)
     sources.strip("02_count")
