@@ -3,19 +3,38 @@
 The texts stand in notebooks/90_exercises.ipynb, worked solutions in notebooks/93_solutions.ipynb.
 """
 
+import functools
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+import torch
 
 from dipp_core.classroom import checks
 from dipp_core.classroom.checks import scene
-from dipp_core.classroom.grading import OPEN, RIGHT, WRONG, Verdict, judge
+from dipp_core.classroom.grading import Open, Wrong
 from dipp_core.classroom.hacking import hacking_world, share_kept
 
 __all__ = ["EXERCISES", "OPEN", "RIGHT", "WRONG", "check", "hacking_world", "hint", "scene", "score_card", "share_kept"]
+
+
+OPEN, WRONG, RIGHT = "not answered yet", "not yet", "right"
+
+
+@dataclass(frozen=True, repr=False)
+class Verdict:
+    """What a check says: state is OPEN, WRONG or RIGHT."""
+
+    number: int
+    title: str
+    state: str
+    message: str
+
+    def __repr__(self) -> str:
+        text = f"Exercise {self.number}, {self.title}: {self.state}. {self.message}"
+        return textwrap.fill(text, 92, break_long_words=False, break_on_hyphens=False)
 
 
 @dataclass(frozen=True)
@@ -55,7 +74,16 @@ def check(number: int, *answers: Any) -> Verdict:
     if number not in EXERCISES:
         return Verdict(number, "unknown", WRONG, f"There are exercises 1 to {max(EXERCISES)}.")
     exercise = EXERCISES[number]
-    return judge(number, exercise.title, exercise.checker, exercise.answers, answers)
+    verdict = functools.partial(Verdict, number, exercise.title)
+    if len(answers) != len(exercise.answers):
+        return verdict(WRONG, f"This check takes check({number}, {', '.join(exercise.answers)}).")
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            return verdict(RIGHT, exercise.checker(*answers))
+    except Open:
+        return verdict(OPEN, f"hint({number}) gives a first hint, hint({number}, 2) a second one.")
+    except Wrong as error:
+        return verdict(WRONG, str(error))
 
 
 def score_card(verdicts: Sequence[Verdict]) -> pd.DataFrame:

@@ -4,10 +4,8 @@ A checker takes the reader's answers and returns a sentence of praise; it raises
 and `Wrong`, with what is wrong and where to look, otherwise. Whatever the reader's code raises becomes one line.
 """
 
-import textwrap
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +13,6 @@ from torch import Tensor
 
 Judged = tuple[Any, dict[str, Any]]  # what is right; and what comes out with a mistake, under what to say about it
 Formula = Callable[..., Judged]
-OPEN, WRONG, RIGHT = "not answered yet", "not yet", "right"
 
 
 class Open(Exception):
@@ -24,33 +21,6 @@ class Open(Exception):
 
 class Wrong(Exception):
     """What is wrong with an answer, and where to look."""
-
-
-@dataclass(frozen=True, repr=False)
-class Verdict:
-    """What a check says: state is OPEN, WRONG or RIGHT."""
-
-    number: int
-    title: str
-    state: str
-    message: str
-
-    def __repr__(self) -> str:
-        text = f"Exercise {self.number}, {self.title}: {self.state}. {self.message}"
-        return textwrap.fill(text, 92, break_long_words=False, break_on_hyphens=False)
-
-
-def judge(number: int, title: str, checker: Callable[..., str], names: Sequence[str], answers: tuple) -> Verdict:
-    """The verdict on the answers to one exercise; never raises for what the reader did."""
-    if len(answers) != len(names):
-        return Verdict(number, title, WRONG, f"This check takes check({number}, {', '.join(names)}).")
-    try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-            return Verdict(number, title, RIGHT, checker(*answers))
-    except Open:
-        return Verdict(number, title, OPEN, f"hint({number}) gives a first hint, hint({number}, 2) a second one.")
-    except Wrong as error:
-        return Verdict(number, title, WRONG, str(error))
 
 
 def missing(value: Any) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 BETAS = (16.0, 8.0, 4.0, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.06, 0.03, 0.015)
 KNOTS = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
-GRID = 20.0
+DRAWS, NOISE = 60, 0.7  # judged draws a reward is fitted to, and the noise of the judgement
 
 
 @dataclass(frozen=True)
@@ -27,18 +27,18 @@ class HackingWorld:
     start: float
 
 
-def hacking_world(seed: int, *, draws: int = 60, noise: float = 0.7) -> HackingWorld:
+def hacking_world(seed: int) -> HackingWorld:
     """One world. Columns of the table: beta, learned (what was maximised), five (mean of all five), disagreement
     (their standard deviation), disagreement_on_data (the same at the start), kl (the price paid, in nats)."""
     rng = torch.Generator().manual_seed(seed)
     u, v = torch.rand(2, generator=rng, dtype=torch.float64)
     favourite, unit = 1.0 + 1.2 * u, torch.exp(2.8 * v - 1.4)  # rewards come in units of their own
-    x = torch.randn(5, draws, generator=rng, dtype=torch.float64)
-    judged = unit * (_oracle(x, favourite) + noise * torch.randn(5, draws, generator=rng, dtype=torch.float64))
+    x = torch.randn(5, DRAWS, generator=rng, dtype=torch.float64)
+    judged = unit * (_oracle(x, favourite) + NOISE * torch.randn(5, DRAWS, generator=rng, dtype=torch.float64))
     parts = torch.cat([torch.ones_like(x)[..., None], x[..., None], (x[..., None] - KNOTS).clamp(min=0)], dim=-1)
     ridge = 0.5 * torch.eye(parts.shape[-1], dtype=torch.float64)
     rewards = torch.linalg.solve(parts.mT @ parts + ridge, (parts.mT @ judged.unsqueeze(-1)).squeeze(-1))
-    m = torch.linspace(-GRID, GRID, 1601, dtype=torch.float64)
+    m = torch.linspace(-20, 20, 1601, dtype=torch.float64)
     means = torch.cat([torch.ones_like(m)[:, None], m[:, None], _mean_above(m[:, None] - KNOTS)], dim=-1) @ rewards.T
     betas = torch.tensor(BETAS, dtype=torch.float64)
     best = (means[:, :1] - betas * m[:, None].square() / 2).argmax(0)

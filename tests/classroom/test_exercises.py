@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dipp_core.classroom import checks, exercises, grading, hacking
+from dipp_core.classroom import checks, exercises, hacking
 from dipp_core.classroom.exercises import EXERCISES, OPEN, RIGHT, WRONG, check
 from dipp_core.worlds import gaussian_optima
 from dipp_core.worlds.gaussian import Gaussian, gaussian_kl
@@ -133,7 +133,7 @@ def number_of(source: str) -> int:
 SOLUTIONS = {number_of(source): source for source in tagged("solution")}
 
 
-def run(source: str) -> grading.Verdict:
+def run(source: str) -> exercises.Verdict:
     """Run a cell of the solutions notebook by itself and return what its check says."""
     *body, last = ast.parse(source).body
     names: dict = {}
