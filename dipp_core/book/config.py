@@ -5,7 +5,6 @@ notebook only ever sees plain, checked numbers. Every mistake becomes one line t
 is allowed, and the nearest valid name.
 """
 
-import copy
 import difflib
 import functools
 import itertools
@@ -44,7 +43,7 @@ def read() -> dict:
     """The raw content of params.yaml (YAML 1.2, as DVC reads it; a key given twice is a mistake)."""
     path = root() / "params.yaml"
     try:
-        content = copy.deepcopy(_parsed(path.read_text()))
+        content = _parsed(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; restore it with `git checkout -- params.yaml`") from None
     except (YAMLError, UnicodeDecodeError) as error:

@@ -11,7 +11,8 @@ import json
 import pathlib
 import re
 
-KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+from dipp_core.book.sources import KERNEL
+
 PICTURES = ("image/png", "image/gif")
 LINK = re.compile(r"(\]\()(\.\./[^)\s]+)(\))")
 

@@ -64,13 +64,6 @@ STYLE = {
 }
 
 
-def use_style() -> None:
-    """Set the one style of all figures, whatever the reader's own matplotlibrc says."""
-    matplotlib.rcdefaults()
-    matplotlib.rcParams.update(STYLE)
-    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it remarks on the dates of matplotlib's own fonts
-
-
 def plain(value: Any) -> Any:
     """JSON without surprises: tensors and numpy numbers as numbers, floats to 6 significant digits, no NaN."""
     if isinstance(value, dict):
@@ -175,12 +168,11 @@ def _picture(fig: Any) -> Any:
 
 def open_report(stage: str) -> Report:
     """The report of one stage, in the one style; under `reports/scratch` unless the pipeline runs the notebook."""
-    use_style()
+    matplotlib.rcdefaults()  # whatever the reader's own matplotlibrc says
+    matplotlib.rcParams.update(STYLE)
+    logging.getLogger("fontTools").setLevel(logging.ERROR)  # it remarks on the dates of matplotlib's own fonts
     place = os.environ.get("DIPP_REPORTS")
     return Report(stage, pathlib.Path(place) if place else root() / "reports" / "scratch")
-
-
-# -------------------------------------------------------------------------------------------- what earlier ones saved
 
 
 def _cure(stage: str) -> str:

@@ -84,9 +84,6 @@ class Book:
     origins: Mapping[str, str]  # of the reported numbers: source -> what it is
 
 
-# ------------------------------------------------------------------------------------------------------------ reading
-
-
 def _read(path: pathlib.Path, stage: str) -> dict:
     content = read_json(path, f"run `make repro STAGE={stage}`")
     if not isinstance(content, dict):
@@ -164,10 +161,12 @@ def reported_source(row: Mapping[str, str]) -> str:
 
 def number(book: Book, source: str) -> Number | None:
     """The number that a source names, None where nothing stands."""
-    for word, combine in ((LESS, _less), (SHARE, _share)):
+    for word in (LESS, SHARE):
         if word in source:
-            first, second = (number(book, part) for part in source.split(word))
-            return None if first is None or second is None else combine(first, second, source)
+            a, b = (number(book, part) for part in source.split(word))
+            if a is None or b is None or (word == SHARE and not b.value):
+                return None
+            return _less(a, b, source) if word == LESS else Number(a.value / b.value, source=source)
     stage, _, key = source.partition(":")
     if stage == "reported":
         return _reported(book, key, source)
@@ -183,19 +182,12 @@ def _less(a: Number, b: Number, source: str) -> Number:
     return Number(value, value - down, value + up, source)
 
 
-def _share(a: Number, b: Number, source: str) -> Number | None:
-    return Number(a.value / b.value, source=source) if b.value else None
-
-
 def leaves(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every mapping in nested mappings, with the path to it."""
     if isinstance(content, Mapping):
         yield path, content
         for key, inner in content.items():
             yield from leaves(inner, (*path, str(key)))
-
-
-# ----------------------------------------------------------------------------------------------------------- in words
 
 
 def digits_of(found: Number) -> int:

@@ -91,7 +91,10 @@ def test_what_every_stage_took_is_told_in_a_line(finished):
     assert "100.0 %" in lines[1]
 
 
-def test_a_run_with_other_values_elsewhere_leaves_the_reports_alone(small, run, tmp_path, old_results):
+def test_a_run_with_other_values_elsewhere_leaves_the_reports_alone(small, run, tmp_path, old_results, monkeypatch):
+    """And a variable of the reader's shell reaches the notebook."""
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    small.set_cell("02_count", 5, "import os\ntotal = beta.count(params.steps) * (os.environ['MKL_CBWR'] != '')")
     assert run("02_count", "--set", "steps=4", "--reports", str(tmp_path / "else")) == (0, [])
     assert json.loads((tmp_path / "else/metrics/02_count.json").read_text()) == {"count": 6}
     assert small.published() == old_results

@@ -55,10 +55,9 @@ def read(path: pathlib.Path) -> Chapter:
 
 def read_all(folder: pathlib.Path) -> list[Chapter]:
     """All chapters in order."""
-    found = [read(path) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))]
-    if not found:
-        raise InputError(f"no notebooks in {folder}: run them first (`make repro`)")
-    return found
+    if found := [read(path) for path in sorted(folder.glob("[0-9][0-9]_*.ipynb"))]:
+        return found
+    raise InputError(f"no notebooks in {folder}: run them first (`make repro`)")
 
 
 def parts_of(image: str) -> tuple[str, str, str]:
