@@ -26,7 +26,7 @@ import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,16 +45,20 @@ PIPELINES = {
     "StableDiffusionXLPipeline": ("unet", "UNet2DConditionModel"),
     "PixArtAlphaPipeline": ("transformer", "PixArtTransformer2DModel"),
 }
-TEXTS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
-TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
-# class named in the folder -> (library, class that loads it)
+# class named in a folder -> (library, class that loads it)
 CLASSES = {
     "UNet2DConditionModel": ("diffusers", "UNet2DConditionModel"),
     "PixArtTransformer2DModel": ("diffusers", "PixArtTransformer2DModel"),
     "Transformer2DModel": ("diffusers", "PixArtTransformer2DModel"),  # PixArt-alpha as first published
     "AutoencoderKL": ("diffusers", "AutoencoderKL"),
     "AutoencoderTiny": ("diffusers", "AutoencoderTiny"),
-    **{name: ("transformers", name) for name in (*TEXTS, *TOKENIZERS)},
+    "CLIPTextModel": ("transformers", "CLIPTextModel"),
+    "CLIPTextModelWithProjection": ("transformers", "CLIPTextModelWithProjection"),
+    "T5EncoderModel": ("transformers", "T5EncoderModel"),
+    "CLIPTokenizer": ("transformers", "CLIPTokenizer"),
+    "CLIPTokenizerFast": ("transformers", "CLIPTokenizerFast"),
+    "T5Tokenizer": ("transformers", "T5Tokenizer"),
+    "T5TokenizerFast": ("transformers", "T5TokenizerFast"),
 }
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 NOISE = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "trained_betas", "prediction_type")
@@ -87,140 +91,31 @@ class Public:
     descriptions: Mapping[str, dict]
 
 
-_VAE = {
-    "_class_name": "AutoencoderKL",
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "sample_size": 512,
-}
-_SD15 = {
-    "unet": {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 768, "sample_size": 64},
-    "vae": _VAE,
-    "text_encoder": {
-        "architectures": ["CLIPTextModel"],
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "vocab_size": 49408,
-    },
-}
-_PIXART = {
-    "transformer": {
-        "_class_name": "PixArtTransformer2DModel",
-        "num_attention_heads": 16,
-        "attention_head_dim": 72,
-        "cross_attention_dim": 1152,
-        "num_layers": 28,
-        "caption_channels": 4096,
-        "sample_size": 64,
-        "out_channels": 8,
-    },
-    "vae": _VAE,
-    "text_encoder": {
-        "architectures": ["T5EncoderModel"],
-        "d_model": 4096,
-        "d_kv": 64,
-        "d_ff": 10240,
-        "num_layers": 24,
-        "num_heads": 64,
-        "vocab_size": 32128,
-        "feed_forward_proj": "gated-gelu",
-    },
-}
-_SDXL = {
-    "unet": {
-        "_class_name": "UNet2DConditionModel",
-        "block_out_channels": [320, 640, 1280],
-        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-        "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-        "attention_head_dim": [5, 10, 20],
-        "transformer_layers_per_block": [1, 2, 10],
-        "use_linear_projection": True,
-        "cross_attention_dim": 2048,
-        "sample_size": 128,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-    "vae": _VAE | {"sample_size": 1024},
-    "text_encoder": _SD15["text_encoder"],
-    "text_encoder_2": {
-        "architectures": ["CLIPTextModelWithProjection"],
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 20,
-        "projection_dim": 1280,
-        "vocab_size": 49408,
-    },
-}
-SD15, PIXART = "stable-diffusion-v1-5/stable-diffusion-v1-5", "PixArt-alpha/PixArt-XL-2-512x512"
-SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
-PUBLIC = {
-    SD15: Public("451f4fe16113bff5a5d2269ed5ad43b0592e9a14", "4.3 GB", _SD15),
-    PIXART: Public("50f702106901db6d0f8b67eb88e814c56ded2692", "about 22 GB", _PIXART),
-    SDXL: Public("462165984030d82259a11f4367a4eed129e94a7b", "about 14 GB", _SDXL),
-}
-
-
 @dataclass(frozen=True)
 class Start:
     """A published one-step model that a generator can start from; it predicts eps.
 
     reference: the diffusion whose latents and prompts it shares. revision: None where no commit was seen in a public
-    place; the hub id is then to be given as OWNER/NAME@COMMIT. half: its weights are there in half precision alone.
-    pickled: the file its weights are in, where that is a pickle, which is not opened here; cure: what to do about it.
+    place. half: there are weights in half precision alone. pickled: the file of its weights, where that is a pickle,
+    which is not opened here; cure: what to do about it.
     """
 
     reference: str
     t_star: int
     noise: str
-    revision: str | None
+    revision: str | None = None
     half: bool = False
     pickled: str | None = None
     cure: str | None = None
 
 
-_DISTAR = ("distar_long_1step", "distar_short_1step", "sim_1step", "dipp_1step", "diff_instruct_1step")
-# References, timesteps and conventions of noise were verified in public code (sd-turbo's noise on its page), commits on
-# pages of the hub or in code. Recalled are sd-turbo's reference and timestep and, of the others, that eps is predicted.
-STARTS = {
-    # the release of Diff-Instruct*: five SDXL generators, whole pipelines
-    **{f"XDG-XHS/{name}": Start(SDXL, 399, AS_IT_IS, None, half=True) for name in _DISTAR},
-    "tianweiy/DMD2": Start(
-        SDXL,
-        399,
-        AS_IT_IS,
-        "be22767697a1f3ca656b73c776e15fa335c86c6c",
-        pickled="dmd2_sdxl_1step_unet_fp16.bin",
-        cure=(
-            "write its tensors anew, once: torch.load(FILE, weights_only=True), then safetensors.torch.save_file; and "
-            "give the .safetensors file"
-        ),
-    ),
-    "UT-Austin-PML/SiD-LSG": Start(
-        SD15,
-        625,
-        TIMES_SIGMA,
-        "08b9319239ee023737744d5790ee7466268bffed",
-        pickled="batch512_cfg4.54.54.5_t625_8380_v2.pkl",
-        cure=(
-            "open it with the code of SiD-LSG where you trust it, save its 'ema' by save_pretrained, and put beside it "
-            'one_step.json with {"t_star": 625, "noise": "times sigma"}; then give the folder'
-        ),
-    ),
-    "PixArt-alpha/PixArt-Alpha-DMD-XL-2-512x512": Start(
-        PIXART, 400, AS_IT_IS, "57df7bb32daad69bc1d6c825a275935113802169"
-    ),
-    # its reference, Stable Diffusion 2.1, was withdrawn by its owner in November 2025: a folder of it must be given
-    "stabilityai/sd-turbo": Start(
-        "a folder of Stable Diffusion 2.1 (base)", 999, TIMES_SIGMA, "b261bac6fd2cf515557d5d0707481eafa0485ec2"
-    ),
-}
+# One network, one start a row. References, timesteps and conventions of noise were verified in public code (sd-turbo's
+# noise on its page), commits on pages of the hub or in code. Recalled are sd-turbo's reference and timestep and, of the
+# others, that eps is predicted. XDG-XHS is the release of Diff-Instruct*: five SDXL generators, whole pipelines.
+_KNOWN = json.loads(pathlib.Path(__file__).with_name("public.json").read_text())
+PUBLIC = {name: Public(**row) for name, row in _KNOWN["diffusions"].items()}
+SD15, PIXART, SDXL = PUBLIC
+STARTS = {name: Start(**row) for name, row in _KNOWN["starts"].items()}
 # the tiny decoder of the latents of SD1.5 and PixArt-alpha, 10 MB, MIT licence
 TINY_COMMAND = (
     "huggingface-cli download madebyollin/taesd --revision 614f76814bbe30edbe2e627ace1c2234c81a2c0e "
@@ -233,10 +128,11 @@ TINY_COMMAND = (
 def split_id(source: str) -> tuple[str, str]:
     """A hub id OWNER/NAME or OWNER/NAME@COMMIT as (OWNER/NAME, COMMIT); only known ids go without their commit."""
     name, _, commit = source.partition("@")
-    known = PUBLIC.get(name) or STARTS.get(name)
-    if known and not (commit := commit or known.revision or ""):
-        see = f"https://huggingface.co/{name}/commits/main lists them"
-        raise InputError(f"{name} is known, but none of its commits: give {name}@COMMIT ({see})")
+    if known := PUBLIC.get(name) or STARTS.get(name):
+        commit = commit or known.revision or ""
+        if not commit:
+            see = f"https://huggingface.co/{name}/commits/main lists them"
+            raise InputError(f"{name} is known, but none of its commits: give {name}@COMMIT ({see})")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or not re.fullmatch(r"[0-9a-f]{40}", commit):
         ids = ", ".join(PUBLIC)
         raise InputError(f"{source}: no such folder, and no hub id with a commit (OWNER/NAME@COMMIT); known: {ids}")
@@ -275,14 +171,12 @@ def locate(
     import huggingface_hub
 
     wanted = ["*.json"] if descriptions_only else list(patterns)
+    only: dict[str, Any] = {"revision": commit, "allow_patterns": wanted, "ignore_patterns": unwanted}
     try:
-        found = huggingface_hub.snapshot_download(
-            name, revision=commit, allow_patterns=wanted, ignore_patterns=unwanted
-        )
+        return pathlib.Path(huggingface_hub.snapshot_download(name, **only))
     except Exception as error:
         why = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"{name}@{commit} ({size}) cannot be fetched ({why}); with a network, {cure}") from None
-    return pathlib.Path(found)
 
 
 def locate_start(source: str | pathlib.Path, *, fetch: bool = False) -> pathlib.Path:
@@ -303,17 +197,19 @@ def describe(source: str | pathlib.Path, *, fetch: bool = False) -> dict[str, di
 
     For known hub ids neither files nor a network connection are needed.
     """
-    known = None if pathlib.Path(source).expanduser().is_dir() else PUBLIC.get(str(source).partition("@")[0])
-    if known is not None:
-        found = dict(known.descriptions)
+    known = PUBLIC.get(str(source).partition("@")[0])
+    if known and not pathlib.Path(source).is_dir():
+        found = known.descriptions
     else:
         folder = locate(source, fetch=fetch, descriptions_only=True)
-        index = _read_index(folder)
-        places = [PIPELINES[index["_class_name"]][0], "vae", "text_encoder"]
-        places += ["text_encoder_2"] if index["_class_name"] == "StableDiffusionXLPipeline" else []
+        pipeline = _read_index(folder)["_class_name"]
+        second = ["text_encoder_2"] if pipeline == "StableDiffusionXLPipeline" else []
+        places = [PIPELINES[pipeline][0], "vae", "text_encoder", *second]
         found = {place: read_json(folder / place / "config.json", AGAIN) for place in places}
-    names = {"unet": "denoiser", "transformer": "denoiser", "text_encoder": "text", "text_encoder_2": "text_2"}
-    return {names.get(place, place): description for place, description in found.items()}
+    return {
+        "denoiser" if place in DENOISERS else place.replace("text_encoder", "text"): description
+        for place, description in found.items()
+    }
 
 
 def on_meta(description: Mapping[str, Any], dtype: torch.dtype = torch.float32) -> Any:
@@ -321,19 +217,18 @@ def on_meta(description: Mapping[str, Any], dtype: torch.dtype = torch.float32) 
     named = description.get("_class_name") or (description.get("architectures") or [None])[0]
     if named not in CLASSES:
         raise InputError(f"a network of the class {named} is not known here: {', '.join(CLASSES)}")
-    library, loads = CLASSES[named]
-    cls = getattr(importlib.import_module(library), loads)
+    cls = _imported(named)
     with torch.device("meta"):
-        if library == "diffusers":
+        if CLASSES[named][0] == "diffusers":
             network = cls(**cls.extract_init_dict(dict(description))[0])
         else:
             network = cls(cls.config_class(**description))
     return network.to(dtype).eval().requires_grad_(False)
 
 
-PICKLES = (".bin", ".pkl", ".pt", ".pth", ".ckpt")
-START_PATTERNS = ("model_index.json", "scheduler/*", "vae/config.json", *(f"{place}/*" for place in DENOISERS))
-NOTE = "one_step.json"
+def _imported(named: str) -> Any:
+    library, loads = CLASSES[named]
+    return getattr(importlib.import_module(library), loads)
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -352,18 +247,19 @@ def load(
     """
     if unknown := [part for part in parts if part not in PARTS]:
         raise ValueError(f"unknown part {unknown[0]!r}: {', '.join(PARTS)}")
-    if "denoiser" not in parts:
-        raise ValueError("a diffusion without its denoiser is none: name the part 'denoiser' too")
     folder = locate(folder)
     index = _read_index(folder)
     place, loads_with = PIPELINES[index["_class_name"]]
     noise = read_noise(folder)
-    network = read_network(folder, place, index, dtype, loads_with)
+    network = _read_network(folder / place, index.get(place), dtype, loads_with)
+    vae = None
+    if "vae" in parts:
+        vae = _read_network(folder / "vae", index.get("vae"), dtype, "AutoencoderKL").to(device)
     return LatentDiffusion(
         Denoiser(network, noise_schedule(noise), latent_scale=_latent_scale(folder)).to(device),
         PREDICTIONS[noise["prediction_type"]],
-        vae=read_network(folder, "vae", index, dtype, "AutoencoderKL").to(device) if "vae" in parts else None,
-        text=read_text(folder, index, dtype=dtype, device=device) if "text" in parts else None,
+        vae=vae,
+        text=read_text(folder, dtype=dtype, device=device) if "text" in parts else None,
         noise=noise,
         source=str(folder),
     )
@@ -377,20 +273,22 @@ def _read_index(folder: pathlib.Path) -> dict[str, Any]:
     return index
 
 
-def read_text(folder: pathlib.Path, index: dict, *, dtype: torch.dtype, device: torch.device | str) -> TextEncoder:
+def read_text(folder: pathlib.Path, *, dtype: torch.dtype, device: torch.device | str) -> TextEncoder:
     """The text encoder of a folder; the pipeline it is made for says how prompts are padded and masked, and if two."""
+    index = _read_index(folder)
+    masked = index["_class_name"].startswith("PixArt")
 
     def one(number: str, *allowed: str) -> TextEncoder:
-        encoder, place = read_network(folder, f"text_encoder{number}", index, dtype, *allowed), f"tokenizer{number}"
-        tokenizer_class = _class_of(folder, place, index, "CLIPTokenizer", "T5Tokenizer")
+        name, path = f"text_encoder{number}", folder / f"tokenizer{number}"
+        encoder = _read_network(folder / name, index.get(name), dtype, *allowed)
+        tokenizer_class = _class(path, index.get(path.name), "CLIPTokenizer", "T5Tokenizer")
         try:
-            tokenizer = tokenizer_class.from_pretrained(folder / place, local_files_only=True)
+            tokenizer = tokenizer_class.from_pretrained(path, local_files_only=True)
         except Exception as error:
-            raise InputError(f"{folder / place} cannot be read: {first_line(error)}; {AGAIN}") from None
+            raise InputError(f"{path} cannot be read: {first_line(error)}; {AGAIN}") from None
         longest = min(PIXART_TOKENS, tokenizer.model_max_length) if masked else tokenizer.model_max_length
         return TextEncoder(tokenizer, encoder.to(device), longest, masked)
 
-    masked = index["_class_name"].startswith("PixArt")
     text = one("", "CLIPTextModel", "T5EncoderModel")
     if index["_class_name"] == "StableDiffusionXLPipeline":
         text.second = one("_2", "CLIPTextModelWithProjection")
@@ -420,29 +318,27 @@ def noise_schedule(noise: dict[str, Any]) -> NoiseSchedule:
     return vp_discrete(DDPMScheduler(**noise).alphas_cumprod)
 
 
-def _class_of(folder: pathlib.Path, place: str, index: dict, *allowed: str) -> Any:
-    """The class for a part: the name that the folder gives is looked up here, never imported from there."""
-    entry = index.get(place)
-    named = entry[1] if isinstance(entry, list) and len(entry) == 2 else entry
+def _class(path: pathlib.Path, named: Any, *allowed: str) -> Any:
+    """The class of a part: what its folder says, [library, class] or class, is looked up here, never imported there."""
+    named = named[-1] if isinstance(named, list) else named
     known = [name for name, (_, loads) in CLASSES.items() if loads.removesuffix("Fast") in allowed]
     if named not in known:
-        raise InputError(f"{folder / 'model_index.json'}: {place} is a {named}; known here: {', '.join(known)}")
-    library, loads = CLASSES[named]
-    return getattr(importlib.import_module(library), loads)
+        raise InputError(f"{path} is a {named}; known here: {', '.join(known)}")
+    return _imported(named)
 
 
-def read_network(folder: pathlib.Path, place: str, index: dict, dtype: torch.dtype, *allowed: str) -> Any:
+def _read_network(path: pathlib.Path, named: Any, dtype: torch.dtype, *allowed: str) -> Any:
     """A part with all its weights, frozen. A weight that is missing or of another shape is not filled with noise."""
-    cls = _class_of(folder, place, index, *allowed)
-    read_json(folder / place / "config.json", AGAIN)
+    cls = _class(path, named, *allowed)
+    read_json(path / "config.json", AGAIN)
     options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True, "torch_dtype": dtype}
-    variant = check_weights(folder / place)
+    variant = check_weights(path)
     try:
-        network, found = cls.from_pretrained(folder / place, variant=variant, **options)
+        network, found = cls.from_pretrained(path, variant=variant, **options)
     except Exception as error:
-        raise InputError(f"{folder / place} does not fit {cls.__name__}: {first_line(error)}") from None
+        raise InputError(f"{path} does not fit {cls.__name__}: {first_line(error)}") from None
     if bad := [*found["missing_keys"], *(k[0] if isinstance(k, tuple) else k for k in found["mismatched_keys"])]:
-        raise InputError(f"{folder / place}: {len(bad)} weights are missing, the first is {bad[0]}; {AGAIN}")
+        raise InputError(f"{path}: {len(bad)} weights are missing, the first is {bad[0]}; {AGAIN}")
     if isinstance(network.config, dict):  # diffusers would write this folder's path into every copy
         network.register_to_config(_name_or_path="")
     return network.eval().requires_grad_(False)
@@ -453,8 +349,9 @@ def _latent_scale(folder: pathlib.Path) -> int:
     config = read_json(path := folder / "vae/config.json", AGAIN)
     if not config.get("block_out_channels"):
         raise InputError(f"{path} has no block_out_channels; {AGAIN}")
-    if config.get("latents_mean"):
-        raise InputError(f"{path} has a latents_mean; only latents that are scaled by one number are known here")
+    for name in ("latents_mean", "shift_factor"):
+        if config.get(name):
+            raise InputError(f"{path} has a {name}; only latents that are scaled by one number are known here")
     return 2 ** (len(config["block_out_channels"]) - 1)
 
 
@@ -467,7 +364,7 @@ def tiny_decoder(folder: pathlib.Path | str, *, dtype: torch.dtype, device: torc
     named = read_json(folder / "config.json", f"`{TINY_COMMAND}` fetches a tiny decoder").get("_class_name")
     if named != "AutoencoderTiny":
         raise InputError(f"{folder} holds a {named}, not an AutoencoderTiny; `{TINY_COMMAND}` fetches one")
-    return read_network(folder.parent, folder.name, {folder.name: named}, dtype, named).to(device)
+    return _read_network(folder, named, dtype, named).to(device)
 
 
 # --------------------------------------------------------------------------------------------- starts of a generator
@@ -487,39 +384,40 @@ def load_start(
     """
     path = pathlib.Path(path)
     network = _from_file(path, world, dtype) if path.is_file() else _from_folder(path, dtype)
-    noise, prediction = world.noise, world.prediction_type
-    if (path / "scheduler/scheduler_config.json").exists():
-        noise = read_noise(path)
-        prediction = PREDICTIONS[noise["prediction_type"]]
-    denoiser = Denoiser(network, noise_schedule(noise), latent_scale=world.denoiser.latent_scale).to(device)
+    noise = read_noise(path) if (path / "scheduler/scheduler_config.json").exists() else world.noise
     start = replace(
-        world, denoiser=denoiser, prediction_type=prediction, noise=noise, source=str(path), vae=None, text=None
+        world,
+        denoiser=Denoiser(network, noise_schedule(noise), latent_scale=world.denoiser.latent_scale).to(device),
+        prediction_type=PREDICTIONS[noise["prediction_type"]],
+        noise=noise,
+        source=str(path),
+        vae=None,
+        text=None,
     )
-    here, wanted = _language(start), _language(world)
-    for name in wanted:
-        if here[name] != wanted[name]:
-            what = f"its {name} is {here[name]}, not {wanted[name]}"
+    here = _language(start)
+    for name, wanted in _language(world).items():
+        if here[name] != wanted:
+            what = f"its {name} is {here[name]}, not {wanted}"
             raise InputError(f"{path} cannot start a generator for {world.source}: {what}")
     return start
 
 
 def _language(diffusion: LatentDiffusion) -> dict[str, Any]:
     """What two diffusions must have in common for one to start a generator for the other."""
-    network = diffusion.denoiser.network
+    config = diffusion.denoiser.network.config
     return {
-        "class": type(network).__name__,
+        "class": type(diffusion.denoiser.network).__name__,
         "shape of latents": diffusion.z_shape,
-        "width of prompts": getattr(network.config, "caption_channels", None) or network.config.cross_attention_dim,
-        "added condition": getattr(network.config, "addition_embed_type", None),
+        "width of prompts": config.get("caption_channels") or config.cross_attention_dim,
+        "added condition": config.get("addition_embed_type"),
     }
 
 
 def _from_folder(folder: pathlib.Path, dtype: torch.dtype) -> Any:
     """The denoiser of a pipeline folder, of a folder that holds its folder, or of its own folder."""
-    place = next((folder / place for place in DENOISERS if (folder / place).is_dir()), folder)
-    named = read_json(place / "config.json", AGAIN).get("_class_name")
-    known = [loads for _, loads in PIPELINES.values()]
-    return read_network(place.parent, place.name, {place.name: named}, dtype, *known)
+    path = next((folder / place for place in DENOISERS if (folder / place).is_dir()), folder)
+    named = read_json(path / "config.json", AGAIN).get("_class_name")
+    return _read_network(path, named, dtype, *(loads for _, loads in PIPELINES.values()))
 
 
 def _from_file(path: pathlib.Path, world: LatentDiffusion, dtype: torch.dtype) -> Any:
@@ -529,27 +427,16 @@ def _from_file(path: pathlib.Path, world: LatentDiffusion, dtype: torch.dtype) -
 
     if path.suffix != ".safetensors":
         raise InputError(f"{path} is no .safetensors file: give one, or a folder in diffusers format")
+    network = copy.deepcopy(world.denoiser.network).to(dtype)
     try:
-        weights = load_file(path)
+        network.load_state_dict(load_file(path))
     except (SafetensorError, OSError) as error:
         why = f"{path.stat().st_size:,} bytes: {first_line(error)}"
         raise InputError(f"{path} is no whole safetensors file ({why}); fetch it again") from None
-    form = world.denoiser.network
-    wanted = form.state_dict()
-    bad = [name for name in wanted if name not in weights or weights[name].shape != wanted[name].shape]
-    if bad or len(weights) != len(wanted):
-        lost = f"{len(bad)} of {len(wanted)} weights are missing or of another shape, {len(weights)} are there"
-        raise InputError(f"{path} does not fit the {type(form).__name__} of {world.source}: {lost}")
-    network = copy.deepcopy(form).to(dtype)
-    network.load_state_dict(weights)
+    except RuntimeError as error:
+        why = str(error).splitlines()[1].strip()[:200]
+        raise InputError(f"{path} does not fit the {type(network).__name__} of {world.source}: {why}") from None
     return network.eval().requires_grad_(False)
-
-
-class Convention(NamedTuple):
-    """How a one-step model wants to be asked; t_star is None where nobody has said it."""
-
-    t_star: int | None
-    noise: str
 
 
 class ScaledNoise(OneStepGenerator):
@@ -560,38 +447,39 @@ class ScaledNoise(OneStepGenerator):
         return super().forward(sigma * z, cond)
 
 
-def convention(source: str | pathlib.Path, path: pathlib.Path) -> Convention:
-    """How a start wants to be asked: as its own note says, else as is known of its hub id, else as ours."""
+def convention(source: str | pathlib.Path, path: pathlib.Path) -> tuple[int | None, str]:
+    """(t_star, noise) of a start, as its own note says, else as is known of its hub id, else as ours.
+
+    t_star is None where nobody has said it.
+    """
     if (path / NOTE).exists():
         note = read_json(path / NOTE, AGAIN)
         if (noise := note.get("noise", AS_IT_IS)) not in (AS_IT_IS, TIMES_SIGMA):
             known = f'"{AS_IT_IS}" or "{TIMES_SIGMA}"'
             raise InputError(f"{path / NOTE}: noise is {noise!r}, which is not known here: {known}")
-        return Convention(note.get("t_star"), noise)
+        return note.get("t_star"), noise
     start = STARTS.get(str(source).partition("@")[0])
-    return Convention(start.t_star, start.noise) if start else Convention(None, AS_IT_IS)
+    return (start.t_star, start.noise) if start else (None, AS_IT_IS)
 
 
 def rebuilt(gen: OneStepGenerator, network: Any, kind: type[OneStepGenerator] | None = None) -> OneStepGenerator:
     """The same generator around another network, under the same convention or another."""
-    return (kind or type(gen))(
-        network, gen.schedule, t_star=gen.t_star, prediction_type=gen.prediction_type, batch_ndim=gen.batch_ndim
-    )
+    return (kind or type(gen))(network, gen.schedule, t_star=gen.t_star, prediction_type=gen.prediction_type)
 
 
 def converted(gen: OneStepGenerator, noise: str) -> OneStepGenerator:
     """A generator that starts as published: z ~ N(0, I) in, and in it the noise that the model was trained on."""
-    return rebuilt(gen, gen.network, {AS_IT_IS: OneStepGenerator, TIMES_SIGMA: ScaledNoise}[noise])
+    return rebuilt(gen, gen.network, ScaledNoise if noise == TIMES_SIGMA else OneStepGenerator)
 
 
 def asked_as_published(
     gen: OneStepGenerator, source: str | pathlib.Path, path: pathlib.Path, say: Callable[[str], None] = print
 ) -> OneStepGenerator:
     """A generator from a start, under the convention of that; told in a line where it was made for another timestep."""
-    wanted, asked = convention(source, path), _timestep(gen)
-    if wanted.t_star not in (None, asked):
-        say(f"{source} was made for t_star = {wanted.t_star}; this run asks it at {asked}")
-    return converted(gen, wanted.noise)
+    (t_star, noise), asked = convention(source, path), _timestep(gen)
+    if t_star not in (None, asked):
+        say(f"{source} was made for t_star = {t_star}; this run asks it at {asked}")
+    return converted(gen, noise)
 
 
 def _timestep(gen: OneStepGenerator) -> int:

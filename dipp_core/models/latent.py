@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from dipp_core.method.algorithm import Reward
 from dipp_core.method.generator import OneStepGenerator, trainable_copy
@@ -34,17 +33,16 @@ class Denoiser(nn.Module):
 
     network: Any
 
-    def __init__(self, network: nn.Module, schedule: NoiseSchedule, *, latent_scale: int):
+    def __init__(self, network: Any, schedule: NoiseSchedule, *, latent_scale: int):
         super().__init__()
         self.network, self.schedule, self.latent_scale = network, schedule, latent_scale
-        self.channels = self.network.config.in_channels
+        self.channels = network.config.in_channels
         self.is_transformer = "Transformer" in type(network).__name__
-        self.knows_size = self.is_transformer and self.network.use_additional_conditions
-        self.is_sdxl = getattr(self.network.config, "addition_embed_type", None) == "text_time"
+        self.is_sdxl = getattr(network.config, "addition_embed_type", None) == "text_time"
 
     def picture_size(self, xt: Tensor) -> dict[str, Tensor | None]:
         """PixArt's added conditions: height and width in pixels, (B, 2), and their ratio, (B, 1)."""
-        if not self.knows_size:
+        if not self.network.use_additional_conditions:
             return {"resolution": None, "aspect_ratio": None}
         height, width = (self.latent_scale * n for n in xt.shape[-2:])
         size, ratio = xt.new_tensor([height, width]), xt.new_tensor([height / width])
@@ -101,8 +99,6 @@ class LatentDiffusion:
         height, width = (size, size) if isinstance(size, int) else size
         return (self.denoiser.channels, height, width)
 
-    # ------------------------------------------------------------------------------------------------------- roles
-
     def score(self, network: nn.Module | None = None) -> ScoreModel:
         """The score model of the reference, or of a trained copy of its denoiser."""
         return score_model(network or self.denoiser, self.schedule, self.prediction_type)
@@ -118,9 +114,9 @@ class LatentDiffusion:
             prediction_type=self.prediction_type,
         )
 
-    def reward(self, judge: Callable[[Tensor, Sequence[str]], Tensor], prompts: Prompts, **options: Any) -> Reward:
+    def reward(self, judge: Callable[[Tensor, Sequence[str]], Tensor], prompts: Prompts) -> Reward:
         """A reward on latents, as `align` wants it, from one on pictures and texts."""
-        return lambda x0, cond: judge(self.decode(x0, **options), prompts.texts_of(cond))
+        return lambda x0, cond: judge(self.decode(x0), prompts.texts_of(cond))
 
     @torch.no_grad()
     def sample(
@@ -172,27 +168,15 @@ class LatentDiffusion:
         """Latents of pictures (B, 3, H, W) in [0, 1]: drawn from the VAE's posterior, or its mean without generator."""
         posterior = self._vae().encode(2 * images.to(self.vae.dtype) - 1).latent_dist
         latents = posterior.mean if generator is None else posterior.sample(generator)
-        return (latents - self._offset()) * self.vae.config.scaling_factor
+        return latents * self.vae.config.scaling_factor
 
-    def decode(self, latents: Tensor, *, checkpointing: bool = False, clamp: bool = True) -> Tensor:
-        """Pictures in [0, 1] of latents (B, C, h, w), differentiable.
-
-        checkpointing: keep no activations of the decoder, at the price of computing them again in the backward pass.
-        clamp = False leaves what overshoots [0, 1]; a pixel cut off there has no gradient.
-        """
-        scaled = latents / self._vae().config.scaling_factor + self._offset()
-        scaled = scaled.to(self.vae.dtype)
-        if checkpointing and scaled.requires_grad:
-            pixels = checkpoint(self.vae.decode, scaled, return_dict=False, use_reentrant=False)[0]
-        else:
-            pixels = self.vae.decode(scaled, return_dict=False)[0]
-        images = (pixels / 2 + 0.5).to(latents.dtype)
-        return images.clamp(0, 1) if clamp else images
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures in [0, 1] of latents (B, C, h, w), differentiable but where a pixel is cut off."""
+        scaled = (latents / self._vae().config.scaling_factor).to(self.vae.dtype)
+        pixels = self.vae.decode(scaled, return_dict=False)[0]
+        return (pixels / 2 + 0.5).to(latents.dtype).clamp(0, 1)
 
     def _vae(self) -> Any:
         if self.vae is None:
             raise ValueError(f"the VAE of {self.source} was not loaded; load it with the part 'vae'")
         return self.vae
-
-    def _offset(self) -> float:
-        return getattr(self.vae.config, "shift_factor", None) or 0.0

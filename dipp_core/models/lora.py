@@ -5,9 +5,9 @@
     student = Student(world.generator(t_star, start), trainable_copy(start))   # their copies share the base
     merged(student.gen.network)                                            # a whole denoiser again
 
-An adapted layer W x becomes W x + (alpha / rank) B A x, with A, B of the given rank and B = 0 at the start. The layers
-of the base carry a hook that adds this for the role being computed and nothing otherwise, so that the reference is the
-untouched base, bit for bit, and no role has to be switched on or off.
+An adapted layer W x becomes W x + B A x, with A, B of the given rank and B = 0 at the start. The layers of the base
+carry a hook that adds this for the role being computed and nothing otherwise, so that the reference is the untouched
+base, bit for bit, and no role has to be switched on or off.
 
 Libraries that switch adapters by name also switch which parameters learn. Here that stays with the caller: Algorithm 1
 differentiates through an assistant whose parameters are frozen. And what gradient checkpointing computes again, it
@@ -43,19 +43,15 @@ def find_layers(network: nn.Module, targets: Sequence[str]) -> dict[str, Any]:
     """The linear and convolution layers of these groups or names, by path."""
     found: dict[str, Any] = {}
     for target in targets:
-        ends = TARGETS.get(target, (target,))
-        some = {
-            path: layer
-            for path, layer in network.named_modules()
-            if any(f".{path}".endswith(f".{end}") for end in ends)
-        }
+        ends = tuple(f".{end}" for end in TARGETS.get(target, (target,)))
+        some = {path: layer for path, layer in network.named_modules() if f".{path}".endswith(ends)}
         if not some:
             known = ", ".join(TARGETS)
             raise InputError(f"no layer of this {type(network).__name__} is called {target!r}; groups are {known}")
         found |= some
     for path, layer in found.items():
-        grouped = getattr(layer, "groups", 1) != 1 or getattr(layer, "padding_mode", "zeros") != "zeros"
-        if not isinstance(layer, nn.Linear | nn.Conv2d) or grouped:
+        plain = isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
+        if not (plain or isinstance(layer, nn.Linear)):
             raise InputError(f"{path} is a {type(layer).__name__}, not a plain Linear or Conv2d: it takes no adapter")
     return found
 
@@ -71,7 +67,7 @@ class SharedBase:
         self.hooks = [layer.register_forward_hook(added[path]) for path, layer in self.layers.items()]
 
     def _add(self, path: str, _layer: nn.Module, inputs: tuple, out: Tensor) -> Tensor | None:
-        return None if self.active is None else out + self.active.change(path, inputs[0])
+        return None if self.active is None else out + self.active.by_path[path](inputs[0])
 
     @contextlib.contextmanager
     def acting(self, role: "Adapted | None") -> Iterator[None]:
@@ -93,7 +89,7 @@ class SharedBase:
             with self.acting(role):
                 return block(*args)
 
-        return checkpoint(again, *args, use_reentrant=False, preserve_rng_state=False)
+        return _checkpointed(again, *args)
 
 
 class Adapter(nn.Module):
@@ -108,15 +104,14 @@ class Adapter(nn.Module):
 
     def __init__(self, layer: Any, rank: int, generator: torch.Generator):
         super().__init__()
-        wide, narrow = layer.weight.shape[:2]
-        kernel = layer.weight.shape[2:]
+        wide, narrow, *kernel = layer.weight.shape
         self.geometry = {name: getattr(layer, name) for name in ("stride", "padding", "dilation")} if kernel else None
         self.lora_A, self.lora_B = nn.Module(), nn.Module()
-        down = torch.empty(rank, narrow, *kernel)
+        down, up = torch.empty(rank, narrow, *kernel), torch.zeros(wide, rank, *(1 for _ in kernel))
         bound = down[0].numel() ** -0.5
         down.uniform_(-bound, bound, generator=generator)
         self.lora_A.weight = nn.Parameter(down.to(layer.weight.device))
-        self.lora_B.weight = nn.Parameter(torch.zeros(wide, rank, *(1 for _ in kernel), device=layer.weight.device))
+        self.lora_B.weight = nn.Parameter(up.to(layer.weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
         down, up = self.lora_A.weight.to(x.dtype), self.lora_B.weight.to(x.dtype)
@@ -132,36 +127,26 @@ class Adapter(nn.Module):
 class Adapted(nn.Module):
     """A denoiser (xt, t, cond) -> prediction: the shared base with adapters of its own, which are all its parameters.
 
-    Copying it copies the adapters and shares the base. alpha: scale of the change, alpha / rank; by default 1.
+    Copying it copies the adapters and shares the base.
     """
 
-    def __init__(self, base: SharedBase, *, rank: int, alpha: float | None = None, seed: int = 0):
+    def __init__(self, base: SharedBase, *, rank: int):
         if rank < 1:
             raise ValueError(f"the rank of an adapter is at least 1, not {rank}")
         super().__init__()
-        self.shared, self.rank, self.scale = (base,), rank, (alpha or rank) / rank  # a tuple: no submodule of this
+        self.base, self.rank = base, rank
+        generator = torch.Generator().manual_seed(0)
+        self.by_path = {path: Adapter(layer, rank, generator) for path, layer in base.layers.items()}
         self.adapters = nn.Module()
-        self.by_path: dict[str, Adapter] = {}
-        generator = torch.Generator().manual_seed(seed)
-        for path, layer in base.layers.items():
-            self.by_path[path] = Adapter(layer, rank, generator)
-            _put(self.adapters, path, self.by_path[path])
-
-    @property
-    def base(self) -> SharedBase:
-        return self.shared[0]
-
-    def change(self, path: str, x: Tensor) -> Tensor:
-        """What the role adds to the output of one layer."""
-        return self.scale * self.by_path[path](x)
+        for path, adapter in self.by_path.items():
+            _put(self.adapters, path, adapter)
 
     def forward(self, xt: Tensor, t: Tensor, cond: Cond) -> Tensor:
         with self.base.acting(self):
             return self.base.denoiser(xt, t, cond)
 
     def __deepcopy__(self, memo: dict) -> "Adapted":
-        twin = Adapted(self.base, rank=self.rank, alpha=self.scale * self.rank)
-        memo[id(self)] = twin
+        twin = memo[id(self)] = Adapted(self.base, rank=self.rank)
         for own, other in zip(self.parameters(), twin.parameters(), strict=True):
             other.data = own.detach().clone()
             other.requires_grad_(own.requires_grad)
@@ -172,25 +157,25 @@ def _put(root: nn.Module, path: str, module: nn.Module) -> None:
     """Register a module under a dotted path, so that its parameters have the names of the layer it belongs to."""
     *parents, last = path.split(".")
     for name in parents:
-        if name not in dict(root.named_children()):
+        if not hasattr(root, name):
             root.add_module(name, nn.Module())
         root = root.get_submodule(name)
     root.add_module(last, module)
 
 
 @torch.no_grad()
-def merged(role: Adapted, dtype: torch.dtype | None = None) -> Denoiser:
-    """A whole denoiser of its own that computes what the role does, W + (alpha / rank) B A in every adapted layer.
+def merged(role: Adapted) -> Denoiser:
+    """A whole denoiser of its own that computes what the role does, W + B A in every adapted layer.
 
-    In the base's dtype, or in `dtype`: in bfloat16 a small change is lost in the rounding of W, in float32 it is not.
+    In the base's dtype: in bfloat16 a small change is lost in the rounding of W, in float32 it is not.
     """
     with role.base.acting(None):
         whole = copy.deepcopy(role.base)
     for hook in whole.hooks:
         hook.remove()
-    whole.denoiser.to(dtype).network.disable_gradient_checkpointing()
+    whole.denoiser.network.disable_gradient_checkpointing()
     for path, layer in whole.layers.items():
-        change = role.scale * role.by_path[path].product()
+        change = role.by_path[path].product()
         layer.weight.copy_(layer.weight.to(change.dtype) + change.to(layer.weight.device))
     return whole.denoiser
 
@@ -199,24 +184,22 @@ def merged(role: Adapted, dtype: torch.dtype | None = None) -> Denoiser:
 # What follows saves memory and leaves every number as it is.
 
 
-def recompute_denoiser(denoiser: Denoiser) -> Denoiser:
+def recompute_denoiser(denoiser: Denoiser) -> None:
     """Gradient checkpointing of a whole denoiser and of the copies made of it; of adapters: `SharedBase.recompute`."""
     denoiser.network.enable_gradient_checkpointing(_checkpointed)
-    return denoiser
 
 
-def _checkpointed(block: Callable[..., Any], *args: Any) -> Any:
-    return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
-
-
-def recompute_vae(vae: Any) -> Any:
+def recompute_vae(vae: Any) -> None:
     """Decode picture by picture and keep what enters the decoder's blocks alone; of the rest, one block at a time.
 
     For a 512 x 512 picture in float32, 5.7 GiB become 0.8 for every picture and 2.3 for the one in work.
     """
     vae.enable_slicing()
     vae.enable_gradient_checkpointing(_checkpointed)
-    return vae
+
+
+def _checkpointed(block: Callable[..., Any], *args: Any) -> Any:
+    return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 class InChunks(nn.Module):

@@ -133,14 +133,12 @@ def new_scheduler() -> Any:
 
 def new_text(words: Sequence[str], size: str = "mini", *, encoder: str = "clip", seed: int) -> tuple[Any, Any]:
     """A tokenizer of these words and an encoder for it: "clip", or "t5" as PixArt-alpha has it."""
-    if encoder not in ("clip", "t5"):
+    makers = {"clip": (clip_tokenizer, clip_encoder), "t5": (t5_tokenizer, t5_encoder)}
+    if encoder not in makers:
         raise ValueError(f"unknown text encoder {encoder!r}: clip or t5")
-    width, layers = SIZES[size].text, SIZES[size].text_layers
-    if encoder == "clip":
-        tokenizer = clip_tokenizer(words)
-        return tokenizer, clip_encoder(tokenizer, width=width, layers=layers, seed=seed)
-    tokenizer = t5_tokenizer(words)
-    return tokenizer, t5_encoder(tokenizer, width=width, layers=layers, seed=seed)
+    new_tokenizer, new_encoder = makers[encoder]
+    tokenizer = new_tokenizer(words)
+    return tokenizer, new_encoder(tokenizer, width=SIZES[size].text, layers=SIZES[size].text_layers, seed=seed)
 
 
 def build(
@@ -255,12 +253,12 @@ def t5_encoder(tokenizer: Any, *, width: int, layers: int, seed: int) -> Any:
 # ------------------------------------------------------------------------------------------------------------ training
 
 
-def vae_loss(vae: Any, images: Tensor, *, kl_weight: float = 1e-4, generator: torch.Generator) -> Tensor:
-    """Mean absolute and squared error of the round trip, and kl_weight KL(q(latent | picture) | N(0, I)) per pixel."""
+def vae_loss(vae: Any, images: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Mean absolute and squared error of the round trip, and 1e-4 KL(q(latent | picture) | N(0, I)) per pixel."""
     pixels = 2 * images - 1
     posterior = vae.encode(pixels).latent_dist
     error = vae.decode(posterior.sample(generator)).sample - pixels
-    return error.abs().mean() + error.square().mean() + kl_weight * posterior.kl().mean() / pixels[0].numel()
+    return error.abs().mean() + error.square().mean() + 1e-4 * posterior.kl().mean() / pixels[0].numel()
 
 
 @torch.no_grad()
@@ -271,12 +269,12 @@ def fit_scaling(vae: Any, images: Tensor) -> float:
     return factor
 
 
-def contrastive_loss(text: Tensor, images: Tensor, same: Tensor, temperature: float = 0.1) -> Tensor:
+def contrastive_loss(text: Tensor, images: Tensor, same: Tensor) -> Tensor:
     """CLIP's loss on features (B, d) of texts and pictures; same (B, B) bool: which texts fit which pictures.
 
-    Several pictures of a batch may fit one caption: the target is spread evenly over all that do.
+    Several pictures of a batch may fit one caption: the target is spread evenly over all that do. Temperature 0.1.
     """
-    logits = nn.functional.normalize(text, dim=-1) @ nn.functional.normalize(images, dim=-1).T / temperature
+    logits = nn.functional.normalize(text, dim=-1) @ nn.functional.normalize(images, dim=-1).T / 0.1
     target = same.to(logits)
     to_images = nn.functional.cross_entropy(logits, target / target.sum(-1, keepdim=True))
     to_texts = nn.functional.cross_entropy(logits.T, target.T / target.T.sum(-1, keepdim=True))
@@ -294,8 +292,7 @@ def settings_for(world: LatentDiffusion, name: str, batch: int, **numbers: Any) 
 
     Times are the whole timesteps from 20 to 979: below, details finer than the autoencoder's; above, nothing but noise.
     """
-    times = uniform_index_time(world.schedule, 20, 980)
-    weight = sigma_power_weight(world.schedule)
+    times, weight = uniform_index_time(world.schedule, 20, 980), sigma_power_weight(world.schedule)
     return preset(
         name,
         time_sampler=times,

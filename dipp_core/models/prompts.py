@@ -35,6 +35,7 @@ from dipp_core.method.scores import Cond
 FORMAT = 2
 PIXART_TOKENS = 120  # the length to which its pipeline pads; its mask hides the padding
 NULL = "null.safetensors"  # the empty prompt
+BATCH = 64  # prompts encoded at once
 SHARD = 256  # prompts of a file; what is lost at most when a process is killed
 AGAIN = "delete it and start again, its prompts are then encoded again"
 WHOLE = 2**24  # bytes of a file that are hashed one and all; of larger ones, blocks spread over the file
@@ -78,11 +79,11 @@ class TextEncoder:
         tokens = self.encoder(found["input_ids"], attention_mask=mask if looks else None)[0]
         return {"tokens": tokens * mask.unsqueeze(-1).to(tokens), "mask": mask} if self.masked else {"tokens": tokens}
 
-    def encode(self, texts: Sequence[str], *, batch: int = 64) -> dict[str, Tensor]:
+    def encode(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """The leaves of these prompts, a row each; only those not met before go through the encoder."""
         new = [text for text in dict.fromkeys(texts) if text not in self.known]
-        for start in range(0, len(new), batch):
-            some = new[start : start + batch]
+        for start in range(0, len(new), BATCH):
+            some = new[start : start + BATCH]
             leaves = self.encode_batch(some)
             for row, text in enumerate(some):
                 self.known[text] = {name: leaf[row].cpu() for name, leaf in leaves.items()}
@@ -103,6 +104,11 @@ class TextEncoder:
         return found | more | {"force_zeros_for_empty_prompt": self.zero_null}
 
 
+def _moved(leaves: dict[str, Tensor], device: torch.device | str, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Leaves on a device; floating ones in `dtype` where it is given."""
+    return {name: leaf.to(device, dtype if leaf.is_floating_point() else None) for name, leaf in leaves.items()}
+
+
 @dataclass(frozen=True)
 class Prompts:
     """A table of prompts: texts, their leaves (n, ...), and those of the empty prompt, (1, ...)."""
@@ -121,13 +127,16 @@ class Prompts:
 
     def rows(self, index: Tensor) -> Cond:
         """The condition of some rows; index (B,), where -1 is the empty prompt."""
-        if len(self) and int(index.max()) >= len(self):
+        if int(index.max()) >= len(self):
             raise IndexError(f"there is no prompt {int(index.max())}: the table has {len(self)}")
+        return self._leaves_of(index) | {"prompt": index.to(self.null["tokens"].device)}
+
+    def _leaves_of(self, index: Tensor) -> dict[str, Tensor]:
         index = index.to(self.null["tokens"].device)
         chosen = {name: leaf[index.clamp(min=0)] for name, leaf in self.leaves.items()}
         for name, leaf in chosen.items():
             leaf[index < 0] = self.null[name].to(leaf)
-        return chosen | {"prompt": index}
+        return chosen
 
     def draw(self, batch_shape: tuple[int, ...], generator: torch.Generator, *, drop: float = 0.0) -> Cond:
         """Rows drawn evenly, as `align` wants its prompts; a share `drop` of them is the empty prompt."""
@@ -143,11 +152,7 @@ class Prompts:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Prompts":
         """The table on a device; floating leaves in `dtype` where it is given."""
-
-        def moved(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {k: leaf.to(device, dtype if leaf.is_floating_point() else None) for k, leaf in leaves.items()}
-
-        return Prompts(self.texts, moved(self.leaves), moved(self.null))
+        return Prompts(self.texts, _moved(self.leaves, device, dtype), _moved(self.null, device, dtype))
 
 
 def encode_prompts(text: TextEncoder, texts: Sequence[str]) -> Prompts:
@@ -171,16 +176,12 @@ class StoredPrompts(Prompts):
     places: np.ndarray
     empty: dict[str, Tensor]
 
-    def rows(self, index: Tensor) -> Cond:
-        """The condition of some rows; index (B,), where -1 is the empty prompt."""
-        if len(self) and int(index.max()) >= len(self):
-            raise IndexError(f"there is no prompt {int(index.max())}: the table has {len(self)}")
+    def _leaves_of(self, index: Tensor) -> dict[str, Tensor]:
         found = [self._row(number) for number in index.flatten().tolist()]
-        chosen = {
+        return {
             name: torch.stack([row[name] for row in found]).unflatten(0, index.shape).to(leaf.device)
             for name, leaf in self.null.items()
         }
-        return chosen | {"prompt": index.to(self.null["tokens"].device)}
 
     def _row(self, number: int) -> dict[str, Tensor]:
         """The leaves of one prompt, in main memory, padded as the encoder pads."""
@@ -197,8 +198,8 @@ class StoredPrompts(Prompts):
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "StoredPrompts":
         """The table with its conditions on a device; floating leaves in `dtype` where it is given."""
-        empty = {name: leaf.to(dtype if leaf.is_floating_point() else None) for name, leaf in self.empty.items()}
-        return replace(self, empty=empty, null={name: leaf.to(device) for name, leaf in empty.items()})
+        empty = _moved(self.empty, "cpu", dtype)
+        return replace(self, empty=empty, null=_moved(empty, device, None))
 
 
 def stored_prompts(
@@ -208,22 +209,18 @@ def stored_prompts(
     *,
     load_encoder: Callable[[], TextEncoder],
     dtype: torch.dtype,
-    batch: int = 64,
-    shard: int = SHARD,
     say: Callable[[str], None] = print,
 ) -> StoredPrompts:
     """The table of these prompts under the encoder of a model's folder; what is not in the cache is encoded first.
 
-    load_encoder is called only if something is missing. dtype: what it computes in, and that of the files. batch:
-    prompts encoded at once. shard: prompts of a file.
+    load_encoder is called only if something is missing. dtype: what it computes in, and that of the files.
     """
     from safetensors.torch import load_file
 
     if not texts:
         raise ValueError("no prompts were given: the list is empty")
     place = pathlib.Path(cache) / identity(folder, dtype)
-    keys = _as_keys(b"".join(map(_key, texts)))
-    if len(_missing(place, keys)) or not (place / NULL).exists():
+    if _missing(place, texts) or not (place / NULL).exists():
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -232,13 +229,13 @@ def stored_prompts(
         with only_one(place / "lock", f"the cache of prompts {place}", wait=say):
             for left in place.glob(".*.safetensors.*"):  # what a process that died had half written
                 left.unlink(missing_ok=True)
-            new = [texts[number] for number in _missing(place, keys)]
+            new = _missing(place, texts)  # another process may have written some of them meanwhile
             if new or not (place / NULL).exists():
-                _fill(place, load_encoder(), new, dtype, batch, shard, say)
+                _fill(place, load_encoder(), new, dtype, say)
     files, known, where = _listed(place)
     with _named(place / NULL):
         null = load_file(place / NULL)
-    return StoredPrompts(tuple(texts), {}, null, files, where[np.searchsorted(known, keys)], null)
+    return StoredPrompts(tuple(texts), {}, null, files, where[np.searchsorted(known, _keys(texts))], null)
 
 
 def identity(folder: pathlib.Path | str, dtype: torch.dtype) -> str:
@@ -249,14 +246,8 @@ def identity(folder: pathlib.Path | str, dtype: torch.dtype) -> str:
     """
     folder, cure = pathlib.Path(folder), "fetch or make the model again"
     index = read_json(folder / "model_index.json", cure)
-    rule = [
-        FORMAT,
-        index.get("_class_name"),
-        index.get("force_zeros_for_empty_prompt", True),
-        PIXART_TOKENS,
-        str(dtype),
-    ]
-    found = hashlib.sha256(json.dumps(rule).encode())
+    zeros = index.get("force_zeros_for_empty_prompt", True)
+    found = hashlib.sha256(json.dumps([FORMAT, index.get("_class_name"), zeros, PIXART_TOKENS, str(dtype)]).encode())
     for place in ("tokenizer", "text_encoder", *(name for name in ("tokenizer_2", "text_encoder_2") if name in index)):
         if place.startswith("text_encoder"):
             read_json(folder / place / "config.json", cure)
@@ -283,36 +274,27 @@ def _looked_at(path: pathlib.Path) -> bytes:
 
 
 def _fill(
-    place: pathlib.Path,
-    text: TextEncoder,
-    new: list[str],
-    dtype: torch.dtype,
-    batch: int,
-    shard: int,
-    say: Callable[[str], None],
+    place: pathlib.Path, text: TextEncoder, new: list[str], dtype: torch.dtype, say: Callable[[str], None]
 ) -> None:
     """Encode what is new, a file at a time."""
     from tqdm.auto import tqdm
 
-    def on_disk(leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {k: leaf.cpu().to(dtype if leaf.is_floating_point() else leaf.dtype) for k, leaf in leaves.items()}
-
     if not (place / NULL).exists():
-        _write(place / NULL, on_disk(text.null()))
-    if len(new) > shard:
+        _write(place / NULL, _moved(text.null(), "cpu", dtype))
+    if len(new) > SHARD:
         say(f"encoding {len(new):,} prompts")
     with tqdm(total=len(new), desc="encoding", unit="prompt", leave=False, disable=None) as bar:
-        for start in range(0, len(new), shard):
-            some, parts = new[start : start + shard], []
-            for first in range(0, len(some), batch):
-                parts.append(on_disk(text.encode_batch(some[first : first + batch])))
+        for start in range(0, len(new), SHARD):
+            some, parts = new[start : start + SHARD], []
+            for first in range(0, len(some), BATCH):
+                parts.append(_moved(text.encode_batch(some[first : first + BATCH]), "cpu", dtype))
                 bar.update(len(parts[-1]["tokens"]))
             _write_shard(place, some, {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
-def guessed_tokens(texts: Sequence[str], most: int = PIXART_TOKENS) -> float:
+def guessed_tokens(texts: Sequence[str]) -> float:
     """The mean number of tokens of prompts under a mask, before any tokenizer is there: one for 3 letters is plenty."""
-    return sum(min(most, len(text) / 3 + 2) for text in texts) / max(1, len(texts))
+    return sum(min(PIXART_TOKENS, len(text) / 3 + 2) for text in texts) / max(1, len(texts))
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -322,13 +304,12 @@ def guessed_tokens(texts: Sequence[str], most: int = PIXART_TOKENS) -> float:
 # 120 tokens and about 0.2 MB for those of a common prompt. Where padding is part of the prompt, all tokens are kept.
 
 
-def _key(text: str) -> bytes:
-    """16 bytes that stand for a text."""
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+def _keys(texts: Sequence[str]) -> np.ndarray:
+    """16 bytes that stand for each text, as an array that can be sorted, (n,)."""
+    return _as_keys(b"".join(hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts))
 
 
 def _as_keys(joined: bytes) -> np.ndarray:
-    """Keys, one after another, as an array that can be sorted."""
     return np.frombuffer(joined, dtype="S16")
 
 
@@ -343,7 +324,7 @@ def _write(path: pathlib.Path, tensors: dict[str, Tensor]) -> None:
 
 def _write_shard(place: pathlib.Path, texts: Sequence[str], leaves: dict[str, Tensor]) -> None:
     """Write the leaves (n, ...) of some prompts; the name of the file is that of its texts."""
-    tokens, joined = leaves["tokens"], b"".join(map(_key, texts))
+    tokens, joined = leaves["tokens"], _keys(texts).tobytes()
     lengths = torch.full((len(tokens),), tokens.shape[1])
     if "mask" in leaves:
         lengths = leaves["mask"].sum(1)
@@ -394,10 +375,10 @@ def _listed(place: pathlib.Path) -> tuple[tuple[pathlib.Path, ...], np.ndarray, 
     return files, found, np.concatenate(where)[first]
 
 
-def _missing(place: pathlib.Path, keys: np.ndarray) -> np.ndarray:
-    """Where in a list of keys those stand that are not in the store, each once."""
-    found, first = np.unique(keys, return_index=True)
-    return np.sort(first[~np.isin(found, _listed(place)[1])])
+def _missing(place: pathlib.Path, texts: Sequence[str]) -> list[str]:
+    """Those texts that are not in the store, each once, in their order."""
+    found, first = np.unique(_keys(texts), return_index=True)
+    return [texts[number] for number in np.sort(first[~np.isin(found, _listed(place)[1])])]
 
 
 @functools.lru_cache(maxsize=64)

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dipp_core.description import Description, Stage
-from dipp_core.files import InputError, read_json
+from dipp_core.files import InputError
 from dipp_core.method.algorithm import PRESETS, Reward, Settings, preset
 from dipp_core.method.divergences import pseudo_huber
 from dipp_core.method.generator import OneStepGenerator, trainable_copy
@@ -230,8 +230,7 @@ def begin(
     decoder = folders.tiny_decoder(about.tiny_vae, dtype=dtype, device=device) if switches.tiny_vae and judge else None
 
     def load_encoder() -> TextEncoder:  # where a prompt is not on the disk yet; gone before anything else is loaded
-        index = read_json(reference / "model_index.json", folders.AGAIN)
-        return folders.read_text(reference, index, dtype=dtype, device=device)
+        return folders.read_text(reference, dtype=dtype, device=device)
 
     place = pathlib.Path(cache or folder / "encoded_prompts")
     prompts = stored_prompts(place, reference, texts, load_encoder=load_encoder, dtype=dtype, say=say).to(device)
