@@ -75,10 +75,19 @@ def tensor(value: Any, shape: Sequence[int], name: str) -> Tensor:
     return found.reshape(shape)
 
 
-def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> bool:
+def close(found: Tensor, wanted: Tensor) -> bool:
     """Equal up to a share of the largest entry, and of every entry where they are of very different size."""
     scale = wanted.abs().max().clamp(min=1e-12)
-    return bool(((found - wanted).abs() <= tolerance * (0.1 * scale + wanted.abs())).all())
+    return bool(((found - wanted).abs() <= 1e-4 * (0.1 * scale + wanted.abs())).all())
+
+
+FACTORS = {
+    -1.0: "the negative of it: a sign",
+    2.0: "twice as large",
+    0.5: "half of it",
+    -2.0: "twice as large, with the wrong sign",
+    -0.5: "minus half",
+}
 
 
 def compare(name: str, found: Tensor, wanted: Tensor, mistakes: Mapping[str, Tensor]) -> None:
@@ -92,17 +101,11 @@ def compare(name: str, found: Tensor, wanted: Tensor, mistakes: Mapping[str, Ten
         raise Wrong(f"{name} is 0 everywhere.")
     ratio = float((found * wanted).sum() / wanted.square().sum())
     if close(found, ratio * wanted):
-        raise Wrong(f"{name} is right up to a factor: yours is {_factor(ratio)}. Look for what is constant in it.")
+        factor = next((text for value, text in FACTORS.items() if abs(ratio - value) < 1e-4), f"{ratio:.3g} times that")
+        raise Wrong(f"{name} is right up to a factor: yours is {factor}. Look for what is constant in it.")
     worst = int(((found - wanted).abs() / (wanted.abs() + 0.1 * wanted.abs().max())).argmax())
     here, there = float(found.flatten()[worst]), float(wanted.flatten()[worst])
     raise Wrong(f"{name} is {here:.4g} at a point where it should be {there:.4g}, and the error is not a mere factor.")
-
-
-def _factor(ratio: float) -> str:
-    if abs(ratio + 1) < 1e-4:
-        return "the negative of it: a sign"
-    known = {2.0: "twice as large", 0.5: "half of it", -2.0: "twice as large, with the wrong sign", -0.5: "minus half"}
-    return next((text for value, text in known.items() if abs(ratio - value) < 1e-4), f"{ratio:.3g} times that")
 
 
 def agree(name: str, found: Sequence[Tensor], wanted: Sequence[Judged]) -> None:
