@@ -53,7 +53,7 @@ def reports(checkout, tmp_path_factory):
         (root / name).symlink_to(checkout / name)
     for name in ("__init__.py", "files.py"):
         shutil.copyfile(checkout / "dipp_core" / name, root / "dipp_core" / name)
-    for name in ("method", "rewards", "worlds"):
+    for name in ("method", "models", "rewards", "worlds"):
         shutil.copytree(checkout / "dipp_core" / name, root / "dipp_core" / name)
     for name in ("figures", "tables", "metrics"):
         (root / "reports" / name).symlink_to(checkout / "reports" / name)

@@ -11,10 +11,13 @@ from dipp_core.book.site import MATHJAX
 
 
 class Foreign(set):
-    """Packages that the parser of the API leaves closed: all but ours; it would read the whole of torch."""
+    """Packages that the parser of the API leaves closed: all but ours and what named tuples are made of.
+
+    It would read the whole of torch.
+    """
 
     def __contains__(self, name: object) -> bool:
-        return not str(name).startswith("dipp_core")
+        return not str(name).startswith(("dipp_core", "collections"))
 
 
 MANAGER.module_denylist = AstroidManager.brain["module_denylist"] = Foreign()
