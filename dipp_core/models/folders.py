@@ -3,7 +3,7 @@
     world = load(locate("stable-diffusion-v1-5/stable-diffusion-v1-5", fetch=True))
     path = locate_start("stabilityai/sd-turbo", fetch=True)              # a one-step model that a generator starts from
     start = load_start(path, world)
-    gen = asked_as_published(start.generator(999), "stabilityai/sd-turbo", path)
+    gen = asked_as_published(start.generator(999), "stabilityai/sd-turbo", path, print)
     export_start(folder, world, gen)
 
 Weights are safetensors only; classes come from the list below and never from the folder; only `locate` fetches, where
@@ -45,6 +45,8 @@ PIPELINES = {
     "StableDiffusionXLPipeline": ("unet", "UNet2DConditionModel"),
     "PixArtAlphaPipeline": ("transformer", "PixArtTransformer2DModel"),
 }
+TEXTS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")
+TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast")
 # class named in a folder -> (library, class that loads it)
 CLASSES = {
     "UNet2DConditionModel": ("diffusers", "UNet2DConditionModel"),
@@ -52,13 +54,7 @@ CLASSES = {
     "Transformer2DModel": ("diffusers", "PixArtTransformer2DModel"),  # PixArt-alpha as first published
     "AutoencoderKL": ("diffusers", "AutoencoderKL"),
     "AutoencoderTiny": ("diffusers", "AutoencoderTiny"),
-    "CLIPTextModel": ("transformers", "CLIPTextModel"),
-    "CLIPTextModelWithProjection": ("transformers", "CLIPTextModelWithProjection"),
-    "T5EncoderModel": ("transformers", "T5EncoderModel"),
-    "CLIPTokenizer": ("transformers", "CLIPTokenizer"),
-    "CLIPTokenizerFast": ("transformers", "CLIPTokenizerFast"),
-    "T5Tokenizer": ("transformers", "T5Tokenizer"),
-    "T5TokenizerFast": ("transformers", "T5TokenizerFast"),
+    **{name: ("transformers", name) for name in (*TEXTS, *TOKENIZERS)},
 }
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 NOISE = ("beta_schedule", "beta_start", "beta_end", "num_train_timesteps", "trained_betas", "prediction_type")
@@ -473,7 +469,7 @@ def converted(gen: OneStepGenerator, noise: str) -> OneStepGenerator:
 
 
 def asked_as_published(
-    gen: OneStepGenerator, source: str | pathlib.Path, path: pathlib.Path, say: Callable[[str], None] = print
+    gen: OneStepGenerator, source: str | pathlib.Path, path: pathlib.Path, say: Callable[[str], None]
 ) -> OneStepGenerator:
     """A generator from a start, under the convention of that; told in a line where it was made for another timestep."""
     (t_star, noise), asked = convention(source, path), _timestep(gen)

@@ -94,15 +94,13 @@ def test_the_empty_prompt_of_sdxl_is_zeros_or_encoded_as_its_folder_says(places,
     torch.testing.assert_close(found.rows(torch.tensor([2]))["tokens"], asked[0])
 
 
-def test_words_of_the_captions_are_single_tokens_and_others_are_spelt(places):
+def test_no_caption_is_cut_off_or_has_an_unknown_token(places):
     tokenizer = folders.load(places / "unet").text.tokenizer
     for phrasing in shapes.PHRASINGS:
         for text in shapes.captions(shapes.split("test"), phrasing):
             ids = tokenizer(text).input_ids
             assert len(ids) <= tokenizer.model_max_length  # nothing is cut off
             assert tokenizer.unk_token_id not in ids[1:-1]
-    assert len(tokenizer(shapes.caption([0, 0, 0, 0])).input_ids) == 10
-    assert tokenizer.tokenize("shiny") == ["s", "h", "i", "n", "y</w>"]
 
 
 # ------------------------------------------------------------------------------------------------------ the denoisers

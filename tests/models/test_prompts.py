@@ -124,30 +124,20 @@ def test_what_was_encoded_is_never_encoded_again(places, tmp_path, monkeypatch):
     assert sorted(encoded) == sorted(set(TEXTS[10:]))  # each once
 
 
-def another_weight(folder):
-    path = folder / "text_encoder/model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+CHANGES = {
+    "text_encoder/model.safetensors": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+    "tokenizer/vocab.json": lambda content: content + b" ",
+    "model_index.json": lambda content: content.replace(b"PixArtAlphaPipeline", b"StableDiffusionXLPipeline"),
+}
 
 
-def another_pipeline(folder):
-    path = folder / "model_index.json"
-    path.write_text(path.read_text().replace("PixArtAlphaPipeline", "StableDiffusionXLPipeline"))
-
-
-def another_tokenizer(folder):
-    path = folder / "tokenizer/vocab.json"
-    path.write_text(path.read_text() + " ")
-
-
-@pytest.mark.parametrize("change", [another_weight, another_tokenizer, another_pipeline])
-def test_another_encoder_has_another_place(places, tmp_path, change):
+@pytest.mark.parametrize("file", CHANGES)
+def test_another_encoder_has_another_place(places, tmp_path, file):
     place = shutil.copytree(places / "dit", tmp_path / "model")
     before = prompts.identity(place, torch.float32)
     assert before == prompts.identity(places / "dit", torch.float32)
     assert before != prompts.identity(place, torch.bfloat16)
-    change(place)
+    (place / file).write_bytes(CHANGES[file]((place / file).read_bytes()))
     assert prompts.identity(place, torch.float32) != before
 
 
@@ -219,29 +209,26 @@ def test_of_two_processes_at_once_the_second_waits_and_finds_most_of_it_done(pla
     assert sum(len(prompts._opened(file)[2]) for file in ours.files) == 23  # none of them twice
 
 
-def cut(path):
-    os.truncate(path, path.stat().st_size - 10)
-
-
-def emptied(path):
-    path.write_bytes(b"")
-
-
-def flipped(path):
-    """One bit of the tokens."""
-    content = bytearray(path.read_bytes())
+def flipped(content):
+    """One bit of the tokens is another."""
     start = 8 + int.from_bytes(content[:8], "little")
-    content[start + json.loads(content[8:start])["tokens"]["data_offsets"][0]] ^= 1
-    path.write_bytes(content)
+    at = start + json.loads(content[8:start])["tokens"]["data_offsets"][0]
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
 
 
 @pytest.mark.parametrize(
-    ("harm", "words"), [(cut, "is no whole file"), (emptied, "is no whole file"), (flipped, "is damaged")]
+    ("harm", "words"),
+    [
+        (lambda content: content[:-10], "is no whole file"),
+        (lambda content: b"", "is no whole file"),
+        (flipped, "is damaged"),
+    ],
+    ids=["cut", "emptied", "flipped"],
 )
 def test_a_bad_file_is_one_line_and_cured_by_deleting_it(places, tmp_path, harm, words):
     path = store(tmp_path, places / "unet").files[0]
     prompts._opened.cache_clear()
-    harm(path)
+    path.write_bytes(harm(path.read_bytes()))
     with pytest.raises(InputError, match=rf"{path} {words}.*delete it and start again"):
         store(tmp_path, places / "unet").rows(torch.arange(24))
     path.unlink()
