@@ -176,16 +176,19 @@ class Group:
         with self._reaching():
             return list(self.accelerator.reduce(together, "mean"))
 
+    def _mean(self, value: float) -> float:
+        return self._means([torch.tensor(float(value))])[0].item()
+
     def anywhere(self, here: bool) -> bool:
         """Whether something is so in any of the processes; asked by all of them at once."""
-        return here if not self.accelerator else self._means([torch.tensor(float(here))])[0].item() > 0
+        return self._mean(here) > 0 if self.accelerator else here
 
     def records(self, start: int, records: Iterable[StepRecord]) -> Iterator[StepRecord]:
         """The records of a run from a step on, with means over processes."""
         if not self.accelerator:
             yield from records
             return
-        if self._means([torch.tensor(float(start))])[0].item() != start:
+        if self._mean(start) != start:
             what = f"this process found a checkpoint of step {start}, another one found none or another"
             raise InputError(f"{what}: all machines must see the same folder")
         for record in records:  # means of values, root mean squares of gradient norms
@@ -231,12 +234,8 @@ def described(settings: Settings) -> dict[str, Any]:
     """What tells one member of the family from another, as JSON; weights are functions, and not among it."""
     plain = "divergence guidance batch_shape z_shape ta_steps share_samples per_sample_normaliser max_grad_norm"
     found = {name: getattr(settings, name) for name in plain.split()}
-    return found | {
-        "alpha_rew": torch.as_tensor(settings.alpha_rew).tolist(),
-        "alpha_cfg": torch.as_tensor(settings.alpha_cfg).tolist(),
-        "time_sampler": settings.time_sampler.name,
-        "distance": settings.distance.name,
-    }
+    found |= {name: torch.as_tensor(getattr(settings, name)).tolist() for name in ("alpha_rew", "alpha_cfg")}
+    return found | {"time_sampler": settings.time_sampler.name, "distance": settings.distance.name}
 
 
 def teach(

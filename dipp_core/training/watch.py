@@ -118,8 +118,8 @@ def read_curves(folder: str | pathlib.Path) -> dict[str, Curve]:
 
 def write_csv(folder: pathlib.Path) -> None:
     """curves.csv: one line a step, one column a curve."""
-    table = pd.DataFrame([_flat(row) for row in _rows(folder)]).groupby("step").first()
-    write_whole(folder / "curves.csv", table.to_csv())
+    if rows := [_flat(row) for row in _rows(folder)]:
+        write_whole(folder / "curves.csv", pd.DataFrame(rows).groupby("step").first().to_csv())
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
