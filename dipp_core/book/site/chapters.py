@@ -5,8 +5,9 @@ import json
 import pathlib
 import posixpath
 import re
-import struct
 from dataclasses import dataclass
+
+from PIL import Image
 
 from dipp_core.files import InputError, read_json
 
@@ -70,14 +71,10 @@ def parts_of(image: str) -> tuple[str, str, str]:
 def sized(image: str, folder: pathlib.Path) -> str:
     """An image with its size in pixels, so that text does not jump when it arrives; `folder` is that of the page."""
     source, alt, width = parts_of(image)
-    path = folder / source
-    head = path.read_bytes()[:24] if not source.startswith("data:") and path.is_file() else b""
-    if head.startswith(b"\x89PNG"):
-        wide, high = struct.unpack(">II", head[16:24])
-    elif head.startswith(b"GIF8"):
-        wide, high = struct.unpack("<HH", head[6:10])
-    else:
+    if source.startswith("data:") or not (folder / source).is_file():
         return f'<img src="{source}" alt="{alt}"{width} loading="lazy">'
+    with Image.open(folder / source) as picture:
+        wide, high = picture.size
     shown = int(re.sub(r"\D", "", width)) if width else wide
     return f'<img src="{source}" alt="{alt}" width="{shown}" height="{round(high * shown / wide)}" loading="lazy">'
 
