@@ -54,8 +54,10 @@ def outputs(cell: dict, figures: dict[str, str]) -> list[dict]:
                 found.append({"output_type": kind, "name": output["name"], "text": text})
         elif kind == "error":
             found.append({key: output[key] for key in ("output_type", "ename", "evalue")} | {"traceback": []})
-        elif "application/vnd.jupyter.widget-view+json" not in output["data"]:
+        else:
             shown = next((kind for kind in PICTURES if kind in output["data"]), None)
+            if not shown and "application/vnd.jupyter.widget-view+json" in output["data"]:
+                continue  # a widget needs a kernel; one that brings a picture is shown as that
             data = picture(output, shown, figures) if shown else dict(output["data"])
             if "text/html" in data:
                 data["text/html"] = re.sub(r"<style scoped>.*?</style>\n?", "", data["text/html"], flags=re.DOTALL)

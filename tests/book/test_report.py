@@ -38,6 +38,11 @@ def files(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.fixture(autouse=True)
+def no_figure_of_another_test():
+    plt.close("all")
+
+
 def test_a_figure_is_saved_twice_returned_with_words_and_closed(paper, tmp_path):
     shown = paper.figure(draw(), "curve", "a curve")
     assert files(tmp_path) == ["figures/01_draw/curve.pdf", "figures/01_draw/curve.png"]
