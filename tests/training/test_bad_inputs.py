@@ -28,6 +28,9 @@ REWARDS = {
     "constant": lambda images, texts: 0 * images.mean((1, 2, 3)),
     "contrast": lambda images, texts: images.std((1, 2, 3)),
     "one_argument": lambda images: images.mean((1, 2, 3)),
+    "integers": lambda images, texts: images.mean((1, 2, 3)).long(),
+    "imaginary": lambda images, texts: images.mean((1, 2, 3)) * 1j,
+    "raising": lambda images, texts: {}["score"],
 }
 
 
@@ -155,6 +158,10 @@ AT_THE_START = {
     "reward without gradient": ("rewards=[{reward: 'builtins:stuck'}]", "no gradient"),
     "reward that is not finite": ("rewards=[{reward: 'builtins:nan'}]", "not finite"),
     "reward of one argument": ("rewards=[{reward: 'builtins:one_argument'}]", "fails (TypeError"),
+    "reward of integers": ("rewards=[{reward: 'builtins:integers'}]", "no gradient"),
+    "reward of complex values": ("rewards=[{reward: 'builtins:imaginary'}]", "real values"),
+    "reward that raises": ("rewards=[{reward: 'builtins:raising'}]", "fails (KeyError"),
+    "constant reward": ("rewards=[{reward: 'builtins:constant'}]", "no gradient"),
     "one of two": ("rewards=[{reward: 'builtins:contrast'}, {reward: 'builtins:constant'}]", "no gradient"),
 }
 
