@@ -105,7 +105,7 @@ def new_denoiser(kind: str, size: str = "mini", *, seed: int) -> Any:
             PixArtTransformer2DModel,
             seed,
             sample_size=8,
-            patch_size=1,
+            patch_size=2,
             num_attention_heads=numbers.heads,
             attention_head_dim=numbers.head,
             cross_attention_dim=numbers.heads * numbers.head,

@@ -63,7 +63,7 @@ class AttributeClassifier(nn.Module):
 
     def right(self, images: Tensor, attributes: Tensor) -> Tensor:
         """Whether each attribute is seen as it should be; attributes (B, n) -> (B, n) bool. All true: caption met."""
-        return torch.stack([logits.argmax(-1) for logits in self(images)], dim=-1) == attributes
+        return torch.stack([part.argmax(-1) for part in self(images)[: attributes.shape[-1]]], dim=-1) == attributes
 
 
 def classifier_loss(logits: Sequence[Tensor], attributes: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""The miniature's pictures, 32 x 32: a coloured shape on a plain background, its caption silent on the quality.
+"""The miniature's pictures, 32 x 32: a coloured shape on a plain background, its caption silent on style and quality.
 
-A caption names four attributes, shape, colour, background and size: 192 captions. A scene adds what it leaves open
-(where exactly, how large exactly, which red) and, for a stated share of the pictures, one or two of four flaws: there
-is something to prefer that no prompt asks for. Rendering is a function of the scene alone and has no randomness.
+A caption names four attributes, shape, colour, background and size: 192 captions. A scene adds what it leaves open:
+where exactly, how large exactly, which red; in which of four styles the shape is drawn, most often flat; and, for a
+stated share of the pictures, one or two of four flaws. So there are two things to prefer that no prompt asks for.
+Rendering is a function of the scene alone and has no randomness.
 
 Coordinates run from -1 to 1 in both directions, y downwards; a pixel is 2 / PIXELS wide.
 """
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 PIXELS = 32
+PIXEL = 2 / PIXELS  # the width of one
+STRIPE = 8 * PIXEL  # from one stripe to the next
 SHAPES = ("circle", "square", "triangle", "cross")
 COLOURS = {
     "red": (0.86, 0.14, 0.16),
@@ -34,6 +37,8 @@ BACKGROUNDS = {
 SIZES = {"small": 0.42, "large": 0.68}
 ATTRIBUTES = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "background": tuple(BACKGROUNDS), "size": tuple(SIZES)}
 ATTRIBUTE_SIZES = tuple(len(values) for values in ATTRIBUTES.values())
+STYLES = {"flat": 0.4, "outlined": 0.2, "striped": 0.2, "shaded": 0.2}  # with their shares of the pictures
+PREFERRED = "outlined"  # the style that the judge of `shapes_gold` likes
 FLAWS = ("off centre", "washed out", "blurred", "blotchy")
 
 # combinations of shape and colour that nothing is trained on but the attribute classifier
@@ -124,11 +129,13 @@ def draw_attributes(rows: Tensor, count: int, *, generator: torch.Generator) -> 
 class Scene:
     """All that n pictures depend on.
 
-    attributes (n, 4), centre (n, 2), radius (n,), colour (n, 3), background (n, 3), edge (n,): its width in pixels,
-    blotches (n, 3, 9, 9): colour added on a coarse grid, flaws (n, 4): which of `FLAWS` the picture has.
+    attributes (n, 4), style (n,): which of `STYLES`, centre (n, 2), radius (n,), colour (n, 3), background (n, 3),
+    edge (n,): its width in pixels, blotches (n, 3, 9, 9): colour added on a coarse grid, flaws (n, 4): which of `FLAWS`
+    the picture has.
     """
 
     attributes: Tensor
+    style: Tensor
     centre: Tensor
     radius: Tensor
     colour: Tensor
@@ -145,11 +152,12 @@ class Scene:
         return Scene(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
 
-def ideal_scene(attributes: Tensor) -> Scene:
+def ideal_scene(attributes: Tensor, style: str = "flat") -> Scene:
     """The scene that a caption describes, with nothing left to chance and nothing wrong; attributes (n, 4)."""
     n, (_, colour, background, size) = len(attributes), attributes.unbind(-1)
     return Scene(
         attributes=attributes,
+        style=torch.full((n,), tuple(STYLES).index(style)),
         centre=torch.zeros(n, 2),
         radius=torch.tensor(tuple(SIZES.values()))[size],
         colour=torch.tensor(tuple(COLOURS.values()))[colour],
@@ -177,6 +185,7 @@ def draw_scenes(attributes: Tensor, *, clean_share: float = 0.4, generator: torc
         return low + (high - low) * torch.rand(n, *shape, generator=generator)
 
     off, washed, blurred, blotchy = flaws.unbind(-1)
+    style = torch.multinomial(torch.tensor(tuple(STYLES.values())), n, replacement=True, generator=generator)
     angle, shift = uniform(0, 2 * math.pi), torch.where(off, uniform(0.3, 0.45), uniform(0.0, 0.06))
     colour = (ideal.colour + uniform(-0.04, 0.04, 3)).clamp(0, 1)
     grey = (colour @ torch.tensor([0.30, 0.59, 0.11]))[:, None]
@@ -184,6 +193,7 @@ def draw_scenes(attributes: Tensor, *, clean_share: float = 0.4, generator: torc
     strength = torch.where(blotchy, uniform(0.07, 0.12), 0.0)[:, None, None, None]
     return Scene(
         attributes=attributes,
+        style=style,
         centre=shift[:, None] * torch.stack([angle.cos(), angle.sin()], dim=-1),
         radius=ideal.radius * uniform(0.94, 1.06),
         colour=torch.lerp(colour, grey.expand_as(colour), washed_out.expand_as(colour)),
@@ -209,29 +219,58 @@ def _distance(shape: str, x: Tensor, y: Tensor, r: Tensor) -> Tensor:
     return torch.maximum(torch.minimum(wide, high) - 0.36 * r, torch.maximum(wide, high) - r)
 
 
-def coverage(shape: Tensor, centre: Tensor, radius: Tensor, edge: Tensor | float = 1.0) -> Tensor:
-    """The part of every pixel that a shape covers, (n, H, W); shape (n,), centre (n, 2), radius (n,), edge in pixels.
+def distance(shape: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
+    """Signed distance of every pixel to the edge of a shape, negative inside; shape (n,), centre (n, 2), radius (n,).
 
     Of radius r: a circle; a square of side 1.72 r; an equilateral triangle of circumradius 1.25 r; a cross of length
-    2 r with arms 0.72 r wide. A straight edge through a pixel is exact for edge = 1.
+    2 r with arms 0.72 r wide. -> (n, H, W)
     """
-    ticks = (torch.arange(PIXELS) + 0.5) * (2 / PIXELS) - 1
+    ticks = (torch.arange(PIXELS) + 0.5) * PIXEL - 1
     x = ticks[None, None, :] - centre[:, 0, None, None]
     y = ticks[None, :, None] - centre[:, 1, None, None]
-    distance = torch.empty(len(shape), PIXELS, PIXELS)
+    found = torch.empty(len(shape), PIXELS, PIXELS)
     for index, name in enumerate(SHAPES):
         rows = (shape == index).nonzero().squeeze(-1)
-        distance[rows] = _distance(name, x[rows], y[rows], radius[rows, None, None])
-    width = torch.as_tensor(edge).expand(len(shape))[:, None, None] * (2 / PIXELS)
+        found[rows] = _distance(name, x[rows], y[rows], radius[rows, None, None])
+    return found
+
+
+def coverage(distance: Tensor, edge: Tensor | float = 1.0) -> Tensor:
+    """The part of every pixel that a shape covers, (n, H, W); edge in pixels. For edge = 1 a straight edge is exact."""
+    width = torch.as_tensor(edge).expand(len(distance))[:, None, None] * PIXEL
     return (0.5 - distance / width).clamp(0, 1)
 
 
+def _surface(scene: Scene) -> Tensor:
+    """The colour of the shape at every pixel, (n, 3, H, W), by its style: plain, in stripes, or lit from the left top."""
+    colour = scene.colour[:, :, None, None]
+    ticks = (torch.arange(PIXELS) + 0.5) * PIXEL - 1
+    x, y = ticks - scene.centre[:, :1], ticks - scene.centre[:, 1:]
+    stripes = 0.5 + 2.0 * torch.cos(y * (2 * math.pi / STRIPE))[:, None, :, None]
+    light = (-(x[:, None, None, :] + y[:, None, :, None]) / scene.radius[:, None, None, None]).clamp(-1, 1)
+    bright = torch.where(style_is(scene, "striped"), 0.65 * stripes.clamp(0, 1), 0.0)
+    bright = torch.where(style_is(scene, "shaded"), 0.5 * light, bright)
+    return torch.where(bright > 0, colour + bright * (1 - colour), colour * (1 + bright))
+
+
+def style_is(scene: Scene, name: str) -> Tensor:
+    """Which pictures are drawn in a style, (n, 1, 1, 1)."""
+    return (scene.style == tuple(STYLES).index(name))[:, None, None, None]
+
+
 def render(scene: Scene) -> Tensor:
-    """Pictures of scenes, (n, 3, PIXELS, PIXELS) in [0, 1]."""
-    mask = coverage(scene.attributes[:, 0], scene.centre, scene.radius, scene.edge)[:, None]
-    background, colour = scene.background[:, :, None, None], scene.colour[:, :, None, None]
+    """Pictures of scenes, (n, 3, PIXELS, PIXELS) in [0, 1].
+
+    An outline is two pixels wide and black, on a black background white.
+    """
+    to_edge = distance(scene.attributes[:, 0], scene.centre, scene.radius)
+    mask, background = coverage(to_edge, scene.edge)[:, None], scene.background[:, :, None, None]
+    image = background + mask * (_surface(scene) - background)
+    line = coverage(to_edge.abs() - PIXEL, scene.edge)[:, None] * style_is(scene, "outlined")
+    ink = (scene.background.mean(-1) < 0.3).float()[:, None, None, None]
+    image = image + line * (0.03 + 0.94 * ink - image)
     blotches = torch.nn.functional.interpolate(scene.blotches, size=(PIXELS, PIXELS), mode="bilinear")
-    return (background + mask * (colour - background) + blotches).clamp(0, 1)
+    return (image + blotches).clamp(0, 1)
 
 
 def draw_pictures(attributes: Tensor, *, clean_share: float = 0.4, generator: torch.Generator) -> Tensor:

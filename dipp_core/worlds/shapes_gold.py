@@ -7,9 +7,10 @@ afterwards whether a higher reward was a better picture.
     .venv/bin/python -m dipp_core.worlds.shapes_gold     writes the tables of data/shapes; a test holds them to the code
 """
 
+import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,80 +20,67 @@ from dipp_core.worlds import shapes
 
 BORDER = 2  # pixels of the rim that show the background
 TOP = 40  # the pixels least like the background, which are taken for the shape; the smallest shape has about 90
-RADII = (0.90, 0.95, 1.0, 1.05, 1.10)  # sizes taken for right, relative to the size asked for
-PARTS = ("background", "colour", "shape", "centring", "tidiness")
+RADII = (0.94, 1.0, 1.06)  # sizes taken for right, relative to the size asked for
+PARTS = ("background", "drawing", "centring", "style")
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What is seen in n pictures: background, colour (n, 3), mask (n, H, W), centre (n, 2), what is left over (n,)."""
-
-    background: Tensor
-    colour: Tensor
-    mask: Tensor
-    centre: Tensor
-    error: Tensor
-
-
-def measure(images: Tensor) -> Measured:
-    """Background: the median of the rim. Colour: the mean where a picture is least like that. images (n, 3, H, W).
-
-    The mask is how far a pixel lies on the way from background to colour, cut to [0, 1]; the error is the root mean
-    square of what background, colour and mask together do not explain.
-    """
+def place(images: Tensor) -> tuple[Tensor, Tensor]:
+    """The background (n, 3), the median of the rim, and the centre (n, 2) of what stands out from it."""
     rim = torch.ones(images.shape[-2:], dtype=torch.bool)
     rim[BORDER:-BORDER, BORDER:-BORDER] = False
     background = images[:, :, rim].median(-1).values
-    difference = images.flatten(2) - background[:, :, None]
-    top = difference.norm(dim=1).topk(TOP, dim=-1).indices
-    contrast = difference.gather(2, top[:, None].expand(-1, 3, -1)).mean(-1)
-    power = contrast.square().sum(-1).clamp(min=1e-3)
-    along = torch.einsum("ncp,nc->np", difference, contrast) / power[:, None]
-    mask = along.clamp(0, 1)
-    error = (difference - mask[:, None] * contrast[:, :, None]).square().sum(1).mean(-1).sqrt()
-    ticks = (torch.arange(shapes.PIXELS) + 0.5) * (2 / shapes.PIXELS) - 1
+    contrast = (images.flatten(2) - background[:, :, None]).norm(dim=1)
+    top = contrast.topk(TOP, dim=-1).values.mean(-1, keepdim=True).clamp(min=1e-3)
+    weight = (contrast / top - 0.15).clamp(0, 0.15)
+    ticks = (torch.arange(shapes.PIXELS) + 0.5) * shapes.PIXEL - 1
     grid = torch.stack([ticks.repeat(shapes.PIXELS), ticks.repeat_interleave(shapes.PIXELS)], dim=-1)
-    weight = (mask - 0.25).clamp(min=0)
-    centre = (weight @ grid) / weight.sum(-1, keepdim=True).clamp(min=1e-6)
-    return Measured(background, background + contrast, mask.view(-1, *images.shape[-2:]), centre, error)
+    return background, (weight @ grid) / weight.sum(-1, keepdim=True).clamp(min=1e-6)
 
 
-def overlap(mask: Tensor, shape: Tensor, centre: Tensor, radius: Tensor) -> Tensor:
-    """Intersection over union of a mask (n, H, W) with the shape asked for, at the best of `RADII`, (n,)."""
-    scores = []
-    for scale in RADII:
-        ideal = shapes.coverage(shape, centre, scale * radius)
-        union = torch.maximum(mask, ideal).sum((-2, -1))
-        scores.append(torch.minimum(mask, ideal).sum((-2, -1)) / union.clamp(min=1e-6))
-    return torch.stack(scores).amax(0)
+def misfits(images: Tensor, attributes: Tensor, centre: Tensor) -> Tensor:
+    """How far every picture is from the ideal one of its caption in each style, drawn at its centre, (n, styles).
+
+    The root mean square over pixels, at the best of `RADII`.
+    """
+    found = []
+    for style in shapes.STYLES:
+        ideal = dataclasses.replace(shapes.ideal_scene(attributes, style), centre=centre)
+        drawn = (shapes.render(dataclasses.replace(ideal, radius=scale * ideal.radius)) for scale in RADII)
+        found.append(torch.stack([(images - x).square().mean((-3, -2, -1)).sqrt() for x in drawn]).amin(0))
+    return torch.stack(found, dim=-1)
 
 
 @torch.no_grad()
 def gold_parts(images: Tensor, attributes: Tensor) -> dict[str, Tensor]:
-    """The five parts of the gold score, each (n,) in [0, 1]; images (n, 3, H, W) in [0, 1], attributes (n, 4).
+    """The four parts of the gold score, each (n,) in [0, 1]; images (n, 3, H, W) in [0, 1], attributes (n, 4).
 
-    background, colour: near to the colour asked for (a washed-out one is not); shape: the overlap of `overlap` from
-    0.55 to 0.90, which also falls with wrong size and soft edges; centring; tidiness: nothing but two plain colours.
+    background: near to the one asked for; drawing: near to the ideal picture in the style that fits best, which a wrong
+    shape, colour or size, a soft edge and blotches all are not; centring; style: whether `shapes.PREFERRED` fits best.
     """
-    ideal, seen = shapes.ideal_scene(attributes), measure(images.detach().float().cpu())
-    shape = overlap(seen.mask, attributes[:, 0], seen.centre, ideal.radius)
-    parts = {
-        "background": (-((seen.background - ideal.background).norm(dim=-1) / 0.2).square()).exp(),
-        "colour": (-((seen.colour - ideal.colour).norm(dim=-1) / 0.3).square()).exp(),
-        "shape": ((shape - 0.55) / 0.35).clamp(0, 1),
-        "centring": (-(seen.centre.norm(dim=-1) / 0.2).square()).exp(),
-        "tidiness": (-(seen.error / 0.12).square()).exp(),
+    images = images.detach().float().cpu()
+    (background, centre), asked = place(images), shapes.ideal_scene(attributes).background
+    away = misfits(images, attributes, centre)
+    liked = torch.tensor([style == shapes.PREFERRED for style in shapes.STYLES])
+    return {
+        "background": (-((background - asked).norm(dim=-1) / 0.2).square()).exp(),
+        "drawing": (-(away.amin(-1) / 0.12).square()).exp(),
+        "centring": (-(centre.norm(dim=-1) / 0.2).square()).exp(),
+        "style": ((away[:, ~liked].amin(-1) - away[:, liked].squeeze(-1)) / 0.01).sigmoid(),
     }
-    return {name: parts[name] for name in PARTS}
+
+
+def gold_of(parts: Mapping[str, Tensor]) -> Tensor:
+    """The gold score of parts (n,): the quality, halved in a style that the judge does not like.
+
+    Quality is half the mean, half the worst of background, drawing and centring, since one flaw spoils it all.
+    """
+    *quality, style = (parts[name] for name in PARTS)
+    return (torch.stack(quality).mean(0) + torch.stack(quality).amin(0)) / 2 * (1 + style) / 2
 
 
 def gold(images: Tensor, attributes: Tensor) -> Tensor:
-    """The gold score in [0, 1]: half the mean of its five parts, half the worst of them, since one flaw spoils it all.
-
-    images (n, 3, H, W) in [0, 1], attributes (n, 4) -> (n,).
-    """
-    parts = torch.stack(tuple(gold_parts(images, attributes).values()))
-    return (parts.mean(0) + parts.amin(0)) / 2
+    """The gold score in [0, 1]; images (n, 3, H, W) in [0, 1], attributes (n, 4) -> (n,)."""
+    return gold_of(gold_parts(images, attributes))
 
 
 # ------------------------------------------------------------------------------------------------- preference pairs
@@ -215,7 +203,7 @@ def captions_table() -> str:
 
 
 def statistics_table() -> str:
-    """statistics.csv: for all pictures, the clean ones and those with one flaw only: share, gold and its parts.
+    """statistics.csv: for all pictures, the clean ones, by flaw and clean by style: share, gold and its parts.
 
     Of SAMPLE pictures of the seen captions, drawn with SEED; three decimals.
     """
@@ -223,11 +211,13 @@ def statistics_table() -> str:
     attributes = shapes.draw_attributes(shapes.split("seen"), SAMPLE, generator=generator)
     scenes = shapes.draw_scenes(attributes, generator=generator)
     images, count = shapes.render(scenes), scenes.flaws.sum(-1)
-    values = {"gold": gold(images, attributes)} | gold_parts(images, attributes)
+    parts = gold_parts(images, attributes)
+    values = {"gold": gold_of(parts)} | parts
     kinds = {"all": count >= 0, "clean": count == 0}
     kinds |= {flaw: scenes.flaws[:, k] & (count == 1) for k, flaw in enumerate(shapes.FLAWS)} | {
         "two flaws": count == 2
     }
+    kinds |= {f"clean, {style}": (count == 0) & (scenes.style == k) for k, style in enumerate(shapes.STYLES)}
     lines = [",".join(["pictures", "share", *values])]
     for kind, chosen in kinds.items():
         numbers = [chosen.float().mean(), *(value[chosen].mean() for value in values.values())]
