@@ -17,7 +17,8 @@ from dipp_core.files import InputError
 from dipp_core.rewards.shapes import AttributeClassifier, PreferenceReward
 from dipp_core.worlds import shapes, shapes_gold
 
-NUMBERS = ("accuracy", "gold", "reward", "frechet_data", "frechet_clean", "diversity")
+NUMBERS = ("accuracy", "style", "gold", "reward", "frechet_data", "frechet_clean", "diversity")  # style: a share
+STYLE = tuple(shapes.STYLES).index(shapes.PREFERRED)
 DIGITS = {"frechet_data": 0, "frechet_clean": 0}  # after the point, where a number is given in words; others have 3
 ENDS = ("", "_low", "_high")
 Interval = tuple[float, float, float]  # value, low and high end
@@ -40,9 +41,13 @@ class Judges:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of n captions, k pictures each: right (n, k, 4) bool, gold, reward (n, k), diversity (n,), features (n, k, d)."""
+    """Of n captions, k pictures each: right (n, k, 4) bool, gold, reward (n, k), diversity (n,), features (n, k, d).
+
+    style (n, k) bool: whether the classifier, which has no part in gold, sees the preferred style.
+    """
 
     right: Tensor
+    style: Tensor
     gold: Tensor
     reward: Tensor
     diversity: Tensor
@@ -80,6 +85,7 @@ def judge(images: Tensor, attributes: Tensor, judges: Judges) -> Verdict:
     flat, asked = images.flatten(0, 1), attributes.repeat_interleave(k, dim=0)
     found = {
         "right": judges.classifier.right(flat, asked),
+        "style": judges.classifier.style(flat) == STYLE,
         "gold": shapes_gold.gold(flat, asked),
         "reward": judges.reward(flat, shapes.captions(asked)),
         "features": judges.classifier.features(flat),
@@ -124,7 +130,8 @@ class _Sums:
         data, found = {name: moments(sums) for name, sums in self.data.items()}, {}
         for k in range(len(self.verdicts)) if which is None else sorted(set(which)):
             verdict, own = self.verdicts[k], moments(self.features[k])
-            values = {"accuracy": verdict.right.all(-1), "gold": verdict.gold, "reward": verdict.reward}
+            values = {"accuracy": verdict.right.all(-1)}
+            values |= {name: getattr(verdict, name) for name in ("style", "gold", "reward")}
             means = {name: value[index].float().mean().item() for name, value in values.items()}
             means |= {name: shapes_gold.frechet(there, own) for name, there in data.items()}
             found[k] = means | {"diversity": verdict.diversity[index].mean().item()}

@@ -45,7 +45,7 @@ class PictureNet(nn.Module):
 
 
 class AttributeClassifier(nn.Module):
-    """Which value each attribute of a picture has; sizes = number of values of each attribute."""
+    """Which value each attribute of a picture has, and its style; sizes = number of values of each, style last."""
 
     def __init__(self, sizes: Sequence[int]):
         super().__init__()
@@ -64,6 +64,10 @@ class AttributeClassifier(nn.Module):
     def right(self, images: Tensor, attributes: Tensor) -> Tensor:
         """Whether each attribute is seen as it should be; attributes (B, n) -> (B, n) bool. All true: caption met."""
         return torch.stack([part.argmax(-1) for part in self(images)[: attributes.shape[-1]]], dim=-1) == attributes
+
+    def style(self, images: Tensor) -> Tensor:
+        """The style that each picture is seen in, the last of what it was taught; (B,) indices."""
+        return self(images)[-1].argmax(-1)
 
 
 def classifier_loss(logits: Sequence[Tensor], attributes: Tensor) -> Tensor:

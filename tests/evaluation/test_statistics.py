@@ -22,7 +22,7 @@ def rng(seed=0):
 @pytest.fixture(scope="module")
 def judges():
     reward = seeded(PreferenceReward, 0, shapes.vocabulary())
-    classifier = seeded(AttributeClassifier, 1, shapes.ATTRIBUTE_SIZES)
+    classifier = seeded(AttributeClassifier, 1, (*shapes.ATTRIBUTE_SIZES, len(shapes.STYLES)))
     return statistics.new_judges(reward, classifier, ROWS, 50, generator=rng())
 
 
@@ -43,6 +43,8 @@ def test_every_picture_is_judged_for_its_own_caption(images, judges, verdict):
         for k in range(COUNT):
             one = images[n, k][None]
             assert torch.equal(verdict.right[n, k], judges.classifier.right(one, row[None])[0])
+            best = int(judges.classifier(one)[-1].argmax())
+            assert bool(verdict.style[n, k]) == (tuple(shapes.STYLES)[best] == shapes.PREFERRED)
             torch.testing.assert_close(verdict.gold[n, k], shapes_gold.gold(one, row[None])[0])
             said = judges.reward(one, [shapes.caption(row)])[0]
             torch.testing.assert_close(verdict.reward[n, k], said.detach(), atol=1e-5, rtol=1e-5)
