@@ -43,7 +43,7 @@ class Size(NamedTuple):
 
 KINDS = ("unet", "dit")
 SIZES = {
-    "mini": Size(vae=(16, 32, 32), unet=(48, 96), heads=4, head=24, layers=4, text=64, text_layers=2),
+    "mini": Size(vae=(16, 32, 32), unet=(48, 96), heads=4, head=32, layers=4, text=64, text_layers=2),
     "tiny": Size(vae=(8, 8, 8), unet=(16, 16), heads=2, head=12, layers=1, text=16, text_layers=1),
 }
 CLIP_TOKENS = 24  # tokens a prompt may have, begin and end included
@@ -279,6 +279,47 @@ def contrastive_loss(text: Tensor, images: Tensor, same: Tensor) -> Tensor:
     to_images = nn.functional.cross_entropy(logits, target / target.sum(-1, keepdim=True))
     to_texts = nn.functional.cross_entropy(logits.T, target.T / target.T.sum(-1, keepdim=True))
     return (to_images + to_texts) / 2
+
+
+class Together:
+    """Several optimisers as one, so that different weights of a network may learn by different rules."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer):
+        self.optimizers = optimizers
+        for group in self.param_groups:
+            group["initial_lr"] = group["lr"]
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {str(k): optimizer.state_dict() for k, optimizer in enumerate(self.optimizers)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for k, optimizer in enumerate(self.optimizers):
+            optimizer.load_state_dict(state[str(k)])
+
+
+def reference_optimizer(network: nn.Module, *, lr: float, muon_lr: float = 0.0) -> Together:
+    """AdamW; and, where it has a rate, Muon for the matrices of a transformer's blocks (Jordan et al. 2024).
+
+    Muon makes every step of a matrix orthogonal. Both rates are the highest, to be scaled step by step.
+    """
+    matrices = [w for name, w in network.named_parameters() if muon_lr and "blocks" in name and w.ndim == 2]
+    theirs = {id(weight) for weight in matrices}
+    adam = torch.optim.AdamW([w for w in network.parameters() if id(w) not in theirs], lr, betas=(0.9, 0.99))
+    if not matrices:
+        return Together(adam)
+    return Together(torch.optim.Muon(matrices, muon_lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"), adam)
 
 
 def late_index_time(schedule: NoiseSchedule) -> TimeSampler:
