@@ -1,28 +1,8 @@
-"""What every section of params.yaml has, and the kinds of numbers that they use."""
+"""What every section of params.yaml has."""
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
-
-
-def _distinct(values: list) -> list:
-    if len(set(values)) < len(values):
-        raise PydanticCustomError("distinct", "a list in which nothing stands twice")
-    return values
-
-
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Rate = Annotated[float, Field(gt=0, lt=1)]
-Several = Annotated[int, Field(ge=2)]
-Steps = Annotated[int, Field(ge=1, le=1000)]  # of a sampler
-Guidance = Annotated[float, Field(ge=1, allow_inf_nan=False)]  # 1 is off
-Resamples = Annotated[int, Field(ge=10)]  # of captions, prompts or seeds, for intervals
-Distinct = AfterValidator(_distinct)  # of a list
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Section(BaseModel):

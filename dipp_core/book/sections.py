@@ -1,337 +1,67 @@
-"""The schema of every section of params.yaml: one class a notebook, in reading order.
+"""The schema of every section of params.yaml, in reading order: every name with what it may be.
 
-No field has a default: params.yaml holds every number, this file only says which ones are allowed.
+No name has a default: params.yaml holds every number, this file only says which ones are allowed.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, create_model
 from pydantic_core import PydanticCustomError
 
-from dipp_core.book.section_types import (
-    Count,
-    Distinct,
-    Guidance,
-    Number,
-    Positive,
-    Rate,
-    Resamples,
-    Section,
-    Seed,
-    Several,
-    Share,
-    Steps,
-)
+from dipp_core.book.section_types import Section
 from dipp_core.description import Description
 
-Profiles = Annotated[list[Literal["gpu24", "gpu80", "multi"]], Field(min_length=1)]
+
+def whole(least: int, most: int | None = None, **how: int) -> Any:
+    """A whole number from `least` to `most`."""
+    return Annotated[int, Field(ge=least, le=most, **how)]
+
+
+def several(kind: Any, least: int, most: int | None = None, *, distinct: bool = False) -> Any:
+    """A list of `least` to `most` values of one kind, in which nothing stands twice if they are to be distinct."""
+
+    def checked(values: list) -> list:
+        if distinct and len(set(values)) < len(values):
+            raise PydanticCustomError("distinct", "a list in which nothing stands twice")
+        return values
+
+    return Annotated[list[kind], Field(min_length=least, max_length=most), AfterValidator(checked)]
+
+
+def real(least: float, most: float) -> Any:
+    """A number from `least` to `most`."""
+    return Annotated[float, Field(ge=least, le=most)]
+
+
+def _among_the_seeds(value: int, info: ValidationInfo) -> int:
+    """In the alignment, the seed that is kept is one of those that are run, and the one that chooses is not."""
+    wanted = info.field_name == "kept_seed"
+    if "seeds" in info.data and (value in info.data["seeds"]) != wanted:
+        raise PydanticCustomError("seed", "one of seeds" if wanted else "none of seeds")
+    return value
+
+
+Count, Steps, Resamples = whole(1), whole(1, 1000), whole(10)
+Several = Annotated[int, Field(ge=2)]
+Seed = Annotated[int, Field(ge=0)]
+OtherSeed = Annotated[Seed, AfterValidator(_among_the_seeds)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Guidance = Annotated[float, Field(ge=1, allow_inf_nan=False)]  # a scale: 1 is off
+AboveOne = Annotated[float, Field(gt=1, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
 Lists = Literal["own", "coco", "hpsv2", "parti"]
 Judges = Literal["image_reward", "hpsv2", "hpsv2.1", "pickscore", "clipscore", "aesthetic"]
-Schedulers = Literal[
-    "",
-    "DDIMScheduler",
-    "DPMSolverMultistepScheduler",
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "LCMScheduler",
-]
-
-
-class StartHere(Section):
-    sigma: Positive
-    samples: Annotated[int, Field(ge=10, le=100_000)]
-
-
-class ScoresAndOneStepGenerators(Section):
-    schedules_shown: Annotated[list[Literal["vp_continuous", "sd15", "pixart", "edm"]], Field(min_length=1)]
-    hidden: Count
-    seeds: Annotated[int, Field(ge=2, le=64)]
-    batch: Count
-    steps: Count
-    lr: Positive
-    test_points: Annotated[int, Field(ge=100)]
-
-
-class IntegralKl(Section):
-    levels: Several
-    whitened: Annotated[int, Field(ge=20)]
-    term_samples: Annotated[int, Field(ge=1000)]
-    mc_sizes: Annotated[list[Annotated[int, Field(ge=1000)]], Field(min_length=2)]
-    mc_repeats: Annotated[list[Count], Field(min_length=2)]
-    descent_steps: Annotated[int, Field(ge=100)]
-    lr: Positive
-
-
-class AligningWithAReward(Section):
-    levels: Several
-    whitened: Annotated[int, Field(ge=8)]
-    descent_steps: Count
-    hidden: Count
-    batch: Count
-    gen_lr: Positive
-    ta_lr: Positive
-    pretrain_steps: Count
-    distil_steps: Count
-    align_steps: Annotated[int, Field(ge=20)]
-    align_batch: Count
-    family_steps: Count
-    alphas: Annotated[list[Number], Field(min_length=2, max_length=6)]
-    huber_c: Positive
-    test_points: Annotated[int, Field(ge=100)]
-
-
-class GuidanceIsAReward(Section):
-    alpha_cfg: Positive
-    levels: Several
-    samples: Annotated[int, Field(ge=10)]
-
-
-class ScoreDivergence(Section):
-    huber_c: Positive
-    alpha_cfg: Positive
-    levels: Several
-    repeats: Count
-    draws: Annotated[int, Field(ge=10_000)]
-
-
-class WhereIsTheOptimum(Section):
-    levels: Several
-    beta: Annotated[list[Positive], Field(min_length=1)]
-    descent_steps: Annotated[int, Field(ge=10)]
-    huber_c: Positive
-    huber_steps: Annotated[int, Field(ge=10)]
-
-
-class Distillation2d(Section):
-    hidden: Count
-    seeds: Annotated[int, Field(ge=2, le=64)]
-    batch: Count
-    steps: Annotated[int, Field(ge=20)]
-    gen_lr: Positive
-    ta_lr: Positive
-    huber_c: Positive
-    sigma_shown: Annotated[float, Field(ge=0.1, le=3)]
-    frames: Annotated[int, Field(ge=4, le=100)]
-    other_steps: Count
-    test_points: Annotated[int, Field(ge=1000)]
-
-
-class Alignment2d(Section):
-    beta: Annotated[list[Positive], Field(min_length=1)]
-    beta_one: Annotated[list[Positive], Field(min_length=1)]
-    batch: Count
-    batch_one: Count
-    batch_small: Count
-    batch_threshold: Count
-    steps: Count
-    steps_one: Count
-    gen_lr: Positive
-    ta_lr: Positive
-    tilt_beta: Annotated[list[Positive], Field(min_length=1)]
-    alpha_cfg: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
-    threshold_ratios: Annotated[list[Positive], Field(min_length=2)]
-    threshold_c: Positive
-    threshold_steps: Count
-    huber_c: Positive
-    star_beta: Positive
-    star_alpha_cfg: Annotated[float, Field(ge=0)]
-    star_steps: Count
-    test_points: Annotated[int, Field(ge=500)]
-    kept_points: Count
-
-
-class Pareto2d(Section):
-    methods: Annotated[
-        list[Literal["dipp_one", "dipp_sigma2", "distar", "exact_tilt", "best_of_n", "reinforce_kl", "reward_only"]],
-        Field(min_length=1),
-    ]
-    frontier_points: Annotated[int, Field(ge=3)]
-    batch: Count
-    steps: Count
-    gen_lr: Positive
-    ta_lr: Positive
-    star_beta: Annotated[list[Positive], Field(min_length=1)]
-    huber_c: Positive
-    kl_weight: Annotated[list[Positive], Field(min_length=1)]
-    policy_std: Positive
-    policy_steps: Count
-    stops: Annotated[list[Count], Field(min_length=1)]
-    best_of: Annotated[list[Several], Field(min_length=1)]
-    guided_beta: Annotated[list[Positive], Field(min_length=1)]
-    alpha_cfg: Annotated[list[Positive], Field(min_length=1)]
-    guided_seeds: Count
-    test_points: Annotated[int, Field(ge=500)]
-    kept_points: Count
-
-
-class RewardHacking2d(Section):
-    favourite: Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=2, max_length=2)]
-    reward_hidden: Count
-    pairs: Count
-    reward_steps: Count
-    beta_one: Annotated[list[Positive], Field(min_length=3)]
-    beta_sigma2: Annotated[list[Positive], Field(min_length=3)]
-    batch: Count
-    steps: Annotated[int, Field(ge=10)]
-    gen_lr: Positive
-    ta_lr: Positive
-    watch_every: Count
-    only_steps: Annotated[int, Field(ge=4)]
-    extent: Annotated[float, Field(ge=4, le=20)]
-    test_points: Annotated[int, Field(ge=100)]
-    plate_steps: Annotated[int, Field(ge=10)]
-    plate_beta: Positive
-    slow_ta_lr: Positive
-    momenta: Annotated[list[Share], Field(min_length=1, max_length=2)]
-    high_gen_lr: Positive
-    low_huber_beta: Positive
-    huber_c: Positive
-
-
-class Ablations2d(Section):
-    beta: Positive
-    batch: Annotated[int, Field(ge=4)]
-    steps: Annotated[int, Field(ge=12)]
-    gen_lr: Positive
-    ta_lr: Positive
-    workers: Annotated[int, Field(ge=1, le=64)]
-    more_ta_steps: Annotated[list[Several], Field(min_length=1, max_length=4)]
-    slower: Rate
-    faster: Annotated[float, Field(gt=1, allow_inf_nan=False)]
-    stale: Annotated[list[Several], Field(min_length=2, max_length=2)]
-    momentum: Rate
-    clip: Positive
-    ema: Rate
-    alpha_cfg: Annotated[list[Positive], Field(min_length=1, max_length=4)]
-    levels: Several
-    solver_steps: Count
-    looks: Annotated[int, Field(ge=4)]
-    look_points: Annotated[int, Field(ge=10)]
-    test_points: Annotated[int, Field(ge=100)]
-    matters: Positive
-    breaks: Annotated[float, Field(gt=1, allow_inf_nan=False)]
-
-
-class MiniatureWorld(Section):
-    size: Literal["tiny", "mini"]
-    lr: Positive
-    pool: Annotated[int, Field(ge=100)]
-    classifier_steps: Annotated[int, Field(ge=20)]
-    classifier_batch: Annotated[int, Field(ge=8)]
-    vae_steps: Annotated[int, Field(ge=20)]
-    vae_batch: Annotated[int, Field(ge=4)]
-    text_steps: Annotated[int, Field(ge=20)]
-    text_batch: Annotated[int, Field(ge=8)]
-    pairs: Annotated[int, Field(ge=100)]
-    reward_steps: Annotated[int, Field(ge=20)]
-    reward_batch: Annotated[int, Field(ge=8)]
-    test_pictures: Annotated[int, Field(ge=60)]
-    ascent_pictures: Annotated[int, Field(ge=12, multiple_of=4)]
-    ascent_steps: Annotated[int, Field(ge=6)]
-    pixel_step: Positive
-    latent_step: Positive
-
-
-class Reference(Section):
-    pictures: Annotated[int, Field(ge=100)]
-    batch: Several
-    steps: Annotated[dict[Literal["unet", "dit"], Several], Field(min_length=2)]
-    lr: Positive
-    warmup: Count
-    flat: Share
-    clip: Positive
-    drop: Rate
-    ema: Share
-    save_steps: Count
-    watch_steps: Count
-    watch_each: Count
-    levels: Annotated[int, Field(ge=2, le=12)]
-    level_pictures: Several
-    sampler_steps: Steps
-    sampler_batch: Count
-    pipeline_steps: Steps
-    guidance: Annotated[list[Guidance], Field(min_length=2, max_length=8)]
-    each: Several
-    data_each: Annotated[int, Field(ge=4)]
-    usual_guidance: Guidance
-    robust_each: Several
-    t_star: Annotated[int, Field(ge=1, lt=1000)]
-    resamples: Resamples
-
-
-class Distillation(Section):
-    batch: Several
-    steps: Several
-    sim_steps: Several
-    gen_lr: Positive
-    ta_lr: Positive
-    flat: Share
-    ema: Share
-    t_star: Annotated[int, Field(ge=1, lt=1000)]
-    alpha_cfg: Number
-    save_steps: Count
-    watch_steps: Count
-    watch_each: Several
-    kl_low: Annotated[float, Field(gt=0, lt=0.9)]
-    kl_levels: Several
-    sampler_steps: Steps
-    few_steps: Annotated[list[Steps], Field(min_length=1, max_length=6)]
-    other_guidance: Annotated[list[Guidance], Field(max_length=6)]
-    sampler_batch: Count
-    each: Several
-    data_each: Annotated[int, Field(ge=4)]
-    robust_each: Several
-    resamples: Resamples
-
-
-class Alignment(Section):
-    batch: Several
-    steps: Several
-    gen_lr: Positive
-    ta_lr: Positive
-    flat: Share
-    ema: Share
-    alpha_dipp: Annotated[list[Positive], Field(min_length=1, max_length=8), Distinct]
-    alpha_distar: Annotated[list[Positive], Field(min_length=1, max_length=8), Distinct]
-    seeds: Annotated[list[Seed], Field(min_length=1, max_length=20), Distinct]
-    choice_seed: Seed
-    kept_seed: Seed
-    watch_steps: Count
-    watch_each: Several
-    validation_each: Several
-    each: Several
-    robust_each: Several
-    data_each: Annotated[int, Field(ge=4)]
-    kl_pictures: Several
-    kl_nodes: Several
-    resamples: Resamples
-
-    @field_validator("choice_seed", "kept_seed")
-    @classmethod
-    def _against_the_seeds(cls, value: int, info: ValidationInfo) -> int:
-        wanted = info.field_name == "kept_seed"
-        if "seeds" in info.data and (value in info.data["seeds"]) != wanted:
-            raise PydanticCustomError("seed", "one of seeds" if wanted else "none of seeds")
-        return value
-
-
-class MiniatureResults(Section):
-    sampler_steps: Steps
-    guidance: Annotated[list[Guidance], Field(min_length=1, max_length=4)]
-    columns: Annotated[int, Field(ge=2, le=14)]
-    resamples: Resamples
-
-
-class Sd15(Description, Section):
-    profiles_shown: Profiles
-
-
-class Pixart(Description, Section):
-    profiles_shown: Profiles
+Sweeps = Literal["dipp_one", "dipp_sigma2", "distar", "exact_tilt", "best_of_n", "reinforce_kl", "reward_only"]
+Methods = Literal["dipp", "distar_in", "distar_out", "diff_instruct", "sim", "reward_only"]
+Worlds = Literal["ring", "two moons", "checkerboard", "three islands"]
+Profiles = Literal["gpu24", "gpu80", "multi"]
 
 
 class EvaluatedModel(BaseModel):
-    """A row of the table of models (see `pipelines.Sampler`); `fills`: names in data/reported/reported.csv."""
+    """A row of the table of models (see `draw.Sampler`); `fills`: names in data/reported/reported.csv."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     source: Annotated[str, Field(min_length=1)]
@@ -339,115 +69,128 @@ class EvaluatedModel(BaseModel):
     variant: Literal["", "fp16"]
     dtype: Literal["fp32", "fp16", "bf16"]
     size: Annotated[int, Field(ge=0, multiple_of=8)]
-    steps: Steps
+    steps: Annotated[int, Field(ge=1, le=1000)]
     guidance: Number
-    scheduler: Schedulers
+    scheduler: Literal[
+        "",
+        "DDIMScheduler",
+        "DPMSolverMultistepScheduler",
+        "EulerDiscreteScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "LCMScheduler",
+    ]
     timesteps: list[Annotated[int, Field(ge=0, lt=1000)]]
     status: Literal["verified", "neighbours", "memory", "ours"]
     fills: list[str]
 
 
-class Evaluation(Section):
-    lists: Annotated[list[Lists], Field(min_length=1), Distinct]
-    per_group: Annotated[int, Field(ge=0)]
-    each: Several
-    batch: Count
-    device: Literal["auto", "cpu", "cuda", "mps"]
-    on_cpu: bool
-    judges: Annotated[dict[Judges, str], Field(min_length=1)]
-    models: Annotated[dict[str, EvaluatedModel], Field(min_length=1)]
-    fid_list: Lists
-    fid_reference: str
-    resamples: Resamples
-
-
-class PaperAndHere(Section):
-    identity: Positive
-    near: Positive
-    accuracy: Share
-    share: Share
-
-
-class Exercises(Section):
-    world: Seed
-
-
-class Playground(Section):
-    world: Literal["ring", "two moons", "checkerboard", "three islands"]
-    method: Literal["dipp", "distar_in", "distar_out", "diff_instruct", "sim", "reward_only"]
-    reward: Literal["north", "east", "a hill at (0, 2)"]
-    beta: Positive
-    alpha_cfg: Number
-    betas: Annotated[list[Positive], Field(min_length=1)]
-    strengths: Annotated[list[Number], Field(min_length=1)]
-    batch: Count
-    steps: Annotated[int, Field(ge=10)]
-    gen_lr: Positive
-    ta_lr: Positive
-    huber_c: Positive
-    looks: Annotated[int, Field(ge=2, le=7)]
-    family_steps: Count
-    points: Annotated[int, Field(ge=10, le=20_000)]
-
-
-class YourOwnPreferences(Section):
-    voter: Literal["you", "simulated"]
-    kind: Literal["unet", "dit"]
-    pairs: Annotated[int, Field(ge=4, le=1000)]
-    least: Several
-    second_pairs: Annotated[int, Field(ge=2, le=1000)]
-    likes: Literal["warm", "vivid", "bright"]
-    sharpness: Number
-    tie: Number
-    ridge: Positive
-    curve_pairs: Annotated[int, Field(ge=8)]
-    curve_votes: Annotated[list[Several], Field(min_length=1)]
-    curve_repeats: Count
-    batch: Several
-    steps: Several
-    alpha_rew: Positive
-    gen_lr: Positive
-    ta_lr: Positive
-    flat: Share
-    ema: Share
-    each: Several
-    columns: Annotated[int, Field(ge=2, le=14)]
-
-
-class Solutions(Section):
-    gen_lr: Rate
-    ta_lr: Rate
-    rounds: Annotated[int, Field(ge=2, le=1000)]
-    around: Annotated[float, Field(gt=0, lt=0.5)]
-    limits: Annotated[list[Positive], Field(min_length=1, max_length=4)]
-    nats: Annotated[list[Positive], Field(min_length=1, max_length=4)]
-    worlds: Annotated[int, Field(ge=10, le=1000)]
-
-
-SECTIONS: dict[str, type[Section]] = {
-    "start_here": StartHere,
-    "scores_and_one_step_generators": ScoresAndOneStepGenerators,
-    "integral_kl": IntegralKl,
-    "aligning_with_a_reward": AligningWithAReward,
-    "guidance_is_a_reward": GuidanceIsAReward,
-    "score_divergence": ScoreDivergence,
-    "where_is_the_optimum": WhereIsTheOptimum,
-    "distillation_2d": Distillation2d,
-    "alignment_2d": Alignment2d,
-    "pareto_2d": Pareto2d,
-    "reward_hacking_2d": RewardHacking2d,
-    "ablations_2d": Ablations2d,
-    "miniature_world": MiniatureWorld,
-    "reference": Reference,
-    "distillation": Distillation,
-    "alignment": Alignment,
-    "miniature_results": MiniatureResults,
-    "sd15": Sd15,
-    "pixart": Pixart,
-    "evaluation": Evaluation,
-    "paper_and_here": PaperAndHere,
-    "exercises": Exercises,
-    "playground": Playground,
-    "your_own_preferences": YourOwnPreferences,
-    "solutions": Solutions,
+# fmt: off
+NUMBERS: dict[str, dict[str, Any]] = {
+    "start_here": dict(sigma=Positive, samples=whole(10, 100_000)),
+    "scores_and_one_step_generators": dict(
+        schedules_shown=several(Literal["vp_continuous", "sd15", "pixart", "edm"], 1), hidden=Count,
+        seeds=whole(2, 64), batch=Count, steps=Count, lr=Positive, test_points=whole(100)),
+    "integral_kl": dict(
+        levels=Several, whitened=whole(20), term_samples=whole(1000), mc_sizes=several(whole(1000), 2),
+        mc_repeats=several(Count, 2), descent_steps=whole(100), lr=Positive),
+    "aligning_with_a_reward": dict(
+        levels=Several, whitened=whole(8), descent_steps=Count, hidden=Count, batch=Count, gen_lr=Positive,
+        ta_lr=Positive, pretrain_steps=Count, distil_steps=Count, align_steps=whole(20), align_batch=Count,
+        family_steps=Count, alphas=several(Number, 2, 6), huber_c=Positive, test_points=whole(100)),
+    "guidance_is_a_reward": dict(alpha_cfg=Positive, levels=Several, samples=whole(10)),
+    "score_divergence": dict(huber_c=Positive, alpha_cfg=Positive, levels=Several, repeats=Count, draws=whole(10_000)),
+    "where_is_the_optimum": dict(
+        levels=Several, beta=several(Positive, 1), descent_steps=whole(10), huber_c=Positive,
+        huber_steps=whole(10)),
+    "distillation_2d": dict(
+        hidden=Count, seeds=whole(2, 64), batch=Count, steps=whole(20), gen_lr=Positive, ta_lr=Positive,
+        huber_c=Positive, sigma_shown=real(0.1, 3), frames=whole(4, 100), other_steps=Count,
+        test_points=whole(1000)),
+    "alignment_2d": dict(
+        beta=several(Positive, 1), beta_one=several(Positive, 1), batch=Count, batch_one=Count, batch_small=Count,
+        batch_threshold=Count, steps=Count, steps_one=Count, gen_lr=Positive, ta_lr=Positive,
+        tilt_beta=several(Positive, 1), alpha_cfg=several(Number, 1), threshold_ratios=several(Positive, 2),
+        threshold_c=Positive, threshold_steps=Count, huber_c=Positive, star_beta=Positive, star_alpha_cfg=Number,
+        star_steps=Count, test_points=whole(500), kept_points=Count),
+    "pareto_2d": dict(
+        methods=several(Sweeps, 1), frontier_points=whole(3), batch=Count, steps=Count, gen_lr=Positive, ta_lr=Positive,
+        star_beta=several(Positive, 1), huber_c=Positive, kl_weight=several(Positive, 1), policy_std=Positive,
+        policy_steps=Count, stops=several(Count, 1), best_of=several(Several, 1), guided_beta=several(Positive, 1),
+        alpha_cfg=several(Positive, 1), guided_seeds=Count, test_points=whole(500), kept_points=Count),
+    "reward_hacking_2d": dict(
+        favourite=several(Finite, 2, 2), reward_hidden=Count, pairs=Count, reward_steps=Count,
+        beta_one=several(Positive, 3), beta_sigma2=several(Positive, 3), batch=Count, steps=whole(10),
+        gen_lr=Positive, ta_lr=Positive, watch_every=Count, only_steps=whole(4), extent=real(4, 20),
+        test_points=whole(100), plate_steps=whole(10), plate_beta=Positive, slow_ta_lr=Positive,
+        momenta=several(Share, 1, 2), high_gen_lr=Positive, low_huber_beta=Positive, huber_c=Positive),
+    "ablations_2d": dict(
+        beta=Positive, batch=whole(4), steps=whole(12), gen_lr=Positive, ta_lr=Positive, workers=whole(1, 64),
+        more_ta_steps=several(Several, 1, 4), slower=Rate, faster=AboveOne, stale=several(Several, 2, 2),
+        momentum=Rate, clip=Positive, ema=Rate, alpha_cfg=several(Positive, 1, 4), levels=Several,
+        solver_steps=Count, looks=whole(4), look_points=whole(10), test_points=whole(100), matters=Positive,
+        breaks=AboveOne),
+    "miniature_world": dict(
+        size=Literal["tiny", "mini"], lr=Positive, pool=whole(100), classifier_steps=whole(20),
+        classifier_batch=whole(8), vae_steps=whole(20), vae_batch=whole(4), text_steps=whole(20),
+        text_batch=whole(8), pairs=whole(100), reward_steps=whole(20), reward_batch=whole(8),
+        test_pictures=whole(60), ascent_pictures=whole(12, multiple_of=4), ascent_steps=whole(6),
+        pixel_step=Positive, latent_step=Positive),
+    "reference": dict(
+        pictures=whole(100), batch=Several,
+        steps=Annotated[dict[Literal["unet", "dit"], Several], Field(min_length=2)], lr=Positive,
+        muon_lr=Annotated[dict[Literal["unet", "dit"], Number], Field(min_length=2)], warmup=Count,
+        flat=Share, clip=Positive, drop=Rate, ema=Share, save_steps=Count, watch_steps=Count, watch_each=Count,
+        levels=whole(2, 12), level_pictures=Several, sampler_steps=Steps, sampler_batch=Count, pipeline_steps=Steps,
+        guidance=several(Guidance, 2, 8), each=Several, data_each=whole(4), usual_guidance=Guidance,
+        robust_each=Several, t_star=whole(1, 999), resamples=Resamples),
+    "distillation": dict(
+        batch=Several, steps=Several, sim_steps=Several, gen_lr=Positive, ta_lr=Positive, flat=Share, ema=Share,
+        t_star=whole(1, 999), alpha_cfg=Number, save_steps=Count, watch_steps=Count, watch_each=Several,
+        kl_low=Annotated[float, Field(gt=0, lt=0.9)], kl_levels=Several, sampler_steps=Steps,
+        few_steps=several(Steps, 1, 6), other_guidance=several(Guidance, 0, 6), sampler_batch=Count, each=Several,
+        data_each=whole(4), robust_each=Several, resamples=Resamples),
+    "alignment": dict(
+        batch=Several, steps=Several, gen_lr=Positive, ta_lr=Positive, flat=Share, ema=Share,
+        alpha_dipp=several(Positive, 1, 8, distinct=True), alpha_distar=several(Positive, 1, 8, distinct=True),
+        seeds=several(Seed, 1, 20, distinct=True), choice_seed=OtherSeed, kept_seed=OtherSeed, watch_steps=Count,
+        watch_each=Several, validation_each=Several, each=Several, robust_each=Several, data_each=whole(4),
+        kl_pictures=Several, kl_nodes=Several, resamples=Resamples),
+    "miniature_results": dict(
+        sampler_steps=Steps, guidance=several(Guidance, 1, 4), columns=whole(2, 14), resamples=Resamples),
+    "sd15": dict(profiles_shown=several(Profiles, 1)),
+    "pixart": dict(profiles_shown=several(Profiles, 1)),
+    "evaluation": dict(
+        lists=several(Lists, 1, distinct=True), per_group=whole(0), each=Several, batch=Count,
+        device=Literal["auto", "cpu", "cuda", "mps"], on_cpu=bool,
+        judges=Annotated[dict[Judges, str], Field(min_length=1)],
+        models=Annotated[dict[str, EvaluatedModel], Field(min_length=1)], fid_list=Lists, fid_reference=str,
+        resamples=Resamples),
+    "paper_and_here": dict(identity=Positive, near=Positive, accuracy=Share, share=Share),
+    "exercises": dict(world=Seed),
+    "playground": dict(
+        world=Worlds, method=Methods, reward=Literal["north", "east", "a hill at (0, 2)"], beta=Positive,
+        alpha_cfg=Number, betas=several(Positive, 1), strengths=several(Number, 1), batch=Count, steps=whole(10),
+        gen_lr=Positive, ta_lr=Positive, huber_c=Positive, looks=whole(2, 7), family_steps=Count,
+        points=whole(10, 20_000)),
+    "your_own_preferences": dict(
+        voter=Literal["you", "simulated"], kind=Literal["unet", "dit"], pairs=whole(4, 1000), least=Several,
+        second_pairs=whole(2, 1000), likes=Literal["warm", "vivid", "bright"], sharpness=Number, tie=Number,
+        ridge=Positive, curve_pairs=whole(8), curve_votes=several(Several, 1), curve_repeats=Count, batch=Several,
+        steps=Several, alpha_rew=Positive, gen_lr=Positive, ta_lr=Positive, flat=Share, ema=Share, each=Several,
+        columns=whole(2, 14)),
+    "solutions": dict(
+        gen_lr=Rate, ta_lr=Rate, rounds=whole(2, 1000), around=Annotated[float, Field(gt=0, lt=0.5)],
+        limits=several(Positive, 1, 4), nats=several(Positive, 1, 4), worlds=whole(10, 1000)),
 }
+# fmt: on
+
+
+def _schema(name: str, fields: dict[str, Any]) -> type[Section]:
+    """'integral_kl' -> the class IntegralKl, which is how a notebook prints its section."""
+    bases: Any = (Description, Section) if name in ("sd15", "pixart") else Section
+    title = "".join(part.capitalize() for part in name.split("_"))
+    required: Any = {key: (kind, ...) for key, kind in fields.items()}
+    return create_model(title, __base__=bases, **required)
+
+
+SECTIONS: dict[str, type[Section]] = {name: _schema(name, fields) for name, fields in NUMBERS.items()}

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from dipp_core.evaluation.intervals import Interval, over_seeds_and_captions
 from dipp_core.files import InputError
 from dipp_core.rewards.shapes import AttributeClassifier, PreferenceReward
 from dipp_core.worlds import shapes, shapes_gold
@@ -21,7 +22,6 @@ NUMBERS = ("accuracy", "style", "gold", "reward", "frechet_data", "frechet_clean
 STYLE = tuple(shapes.STYLES).index(shapes.PREFERRED)
 DIGITS = {"frechet_data": 0, "frechet_clean": 0}  # after the point, where a number is given in words; others have 3
 ENDS = ("", "_low", "_high")
-Interval = tuple[float, float, float]  # value, low and high end
 Statistic = Callable[..., dict]
 
 
@@ -120,16 +120,16 @@ class _Sums:
             "frechet_clean": shapes_gold.sums_of(judges.clean),
         }
 
-    def numbers(self, index: Tensor, which: Iterable[int] | None = None) -> dict[int, dict[str, float]]:
-        """The `NUMBERS` of some of the verdicts, or of all, for the captions that `index` picks."""
+    def numbers(self, index: Tensor) -> dict[int, dict[str, float]]:
+        """The `NUMBERS` of all the verdicts, for the captions that `index` picks."""
         weights = torch.bincount(index, minlength=len(self.verdicts[0])).double()
 
         def moments(sums: Tensor) -> shapes_gold.Moments:
             return shapes_gold.moments_of_sums((weights @ sums.flatten(1)).view(sums.shape[1:]))
 
         data, found = {name: moments(sums) for name, sums in self.data.items()}, {}
-        for k in range(len(self.verdicts)) if which is None else sorted(set(which)):
-            verdict, own = self.verdicts[k], moments(self.features[k])
+        for k, verdict in enumerate(self.verdicts):
+            own = moments(self.features[k])
             values = {"accuracy": verdict.right.all(-1)}
             values |= {name: getattr(verdict, name) for name in ("style", "gold", "reward")}
             means = {name: value[index].float().mean().item() for name, value in values.items()}
@@ -141,16 +141,17 @@ class _Sums:
 # ---------------------------------------------------------------------------------------------------------- intervals
 
 
-def bootstrap(statistic: Statistic, *sizes: int, resamples: int, generator: torch.Generator) -> dict[Any, Interval]:
+def bootstrap(
+    statistic: Statistic, captions: int, *, resamples: int, generator: torch.Generator
+) -> dict[Any, Interval]:
     """Value, low and high end of the 95% interval of each number that `statistic(index of captions)` gives.
 
     The interval is the spread of the resampled numbers, moved so that its middle is their mean: captions drawn twice
     make a Frechet distance larger, which says nothing of its uncertainty. Give differences to `statistic` to get
-    their interval with captions paired. Of several sizes (captions, seeds) each is drawn, and has an index.
+    their interval with captions paired.
     """
-    values = statistic(*map(torch.arange, sizes))
-    draws = ([torch.randint(n, (n,), generator=generator) for n in sizes] for _ in range(resamples))
-    drawn = [statistic(*indices) for indices in draws]
+    values = statistic(torch.arange(captions))
+    drawn = [statistic(torch.randint(captions, (captions,), generator=generator)) for _ in range(resamples)]
     found = {}
     for name, value in values.items():
         again = torch.tensor([one[name] for one in drawn], dtype=torch.float64)
@@ -177,24 +178,31 @@ def compare(
 ) -> tuple[dict[str, dict[str, Interval]], dict[tuple[str, str], dict[str, Interval]]]:
     """The `NUMBERS` of methods, means over seeds, and of `pairs` (method, control) what the method has more.
 
-    runs: a method's verdicts on the same captions, one a seed; or only one, of what has no seeds. Captions and seeds
-    are drawn again together, the same for all methods: what a pair has in common falls out of its difference. The
-    part of the seeds is too small if they are few: drawn from n, they vary by (n - 1) / n of their variance.
+    runs: a method's verdicts on the same captions, one a seed; or only one, of what has no seeds. Gains are paired by
+    seed and by caption: what a pair has in common falls out. Intervals are Student's t over seeds, with the choice of
+    the captions added (`over_seeds_and_captions`); what has a single verdict has an interval over captions alone.
     """
     pairs, seeds = list(pairs), max(len(found) for found in runs.values())
     if wrong := [name for name, found in runs.items() if len(found) not in (1, seeds)]:
         raise InputError(f"{wrong[0]} has {len(runs[wrong[0]])} verdicts: one a seed, {seeds}, or a single one")
     places = [(name, k) for name, found in runs.items() for k in range(len(found))]
-    sums = _Sums([runs[name][k] for name, k in places], judges)
+    sums, captions = _Sums([runs[name][k] for name, k in places], judges), len(next(iter(runs.values()))[0])
 
-    def statistic(captions: Tensor, drawn: Tensor) -> dict:
-        picked = {name: [places.index((name, k % len(found))) for k in drawn.tolist()] for name, found in runs.items()}
-        one = sums.numbers(captions, [k for ks in picked.values() for k in ks])
-        mean = {(name, key): sum(one[k][key] for k in ks) / seeds for name, ks in picked.items() for key in NUMBERS}
-        return mean | {((a, b), key): mean[a, key] - mean[b, key] for a, b in pairs for key in NUMBERS}
+    def by_seed(index: Tensor) -> dict[tuple[Any, str], Tensor]:
+        """Every number of every method and pair, (seeds,)."""
+        one = sums.numbers(index)
+        rows = {name: [one[places.index((name, k))] for k in range(len(found))] for name, found in runs.items()}
+        of = {
+            (n, key): torch.tensor([row[key] for row in rows[n]], dtype=torch.float64) for n in runs for key in NUMBERS
+        }
+        return of | {((a, b), key): of[a, key] - of[b, key] for a, b in pairs for key in NUMBERS}
 
-    captions = len(next(iter(runs.values()))[0])
-    found = bootstrap(statistic, captions, seeds, resamples=resamples, generator=generator)
+    draws = (torch.randint(captions, (captions,), generator=generator) for _ in range(resamples))
+    drawn = [{which: values.mean() for which, values in by_seed(index).items()} for index in draws]
+    found = {
+        which: over_seeds_and_captions(values, torch.stack([one[which] for one in drawn]), captions)
+        for which, values in by_seed(torch.arange(captions)).items()
+    }
     values = {name: {key: found[name, key] for key in NUMBERS} for name in runs}
     return values, {pair: {key: found[pair, key] for key in NUMBERS} for pair in pairs}
 

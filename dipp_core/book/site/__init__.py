@@ -47,7 +47,8 @@ def write_sources(root: pathlib.Path, folder: pathlib.Path) -> None:
     made = {f"{chapter.stem}.ipynb": chapters.source(chapter, reports / "site", stems) for chapter in found}
     made |= {path.name: path.read_text() for path in sorted((HERE / "pages").glob("*.md"))}
     if (root / "TEACHING.md").is_file():
-        made["teaching.md"] = chapters.linked((root / "TEACHING.md").read_text(), "", stems)
+        teaching = chapters.cited((root / "TEACHING.md").read_text(), chapters.works())
+        made["teaching.md"] = chapters.linked(teaching, "", stems)
     made["code.md"] = landing.code(root / "dipp_core")
     more = sorted(name.removesuffix(".md") for name in made if name.endswith(".md"))
     made["index.md"] = landing.page(found, more, reports, reports / "site")

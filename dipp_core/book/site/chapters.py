@@ -8,8 +8,9 @@ import re
 from dataclasses import dataclass
 
 from PIL import Image
+from pybtex.database import parse_file
 
-from dipp_core.files import InputError, read_json
+from dipp_core.files import InputError, read_json, root
 
 PARTS = {
     "0": "Theory",
@@ -108,6 +109,28 @@ def linked(text: str, base: str, stems: set[str]) -> str:
     return re.sub(r"(?<!!)\[([^\[\]]+)\]\(((?:\.\./)*[\w./-]+\.[\w#-]+|(?:\.\./)+[\w./-]+)\)", place, text)
 
 
+def works() -> dict[str, tuple[str, str]]:
+    """Address of every work in `data/references.bib` -> its key and the surname of its first author."""
+    entries = parse_file(str(root() / "data" / "references.bib")).entries
+    first = {key: str(entry.persons["author"][0].rich_last_names[0]) for key, entry in entries.items()}
+    return {entry.fields["url"]: (key, first[key]) for key, entry in entries.items()}
+
+
+def cited(text: str, known: dict[str, tuple[str, str]]) -> str:
+    """Markdown whose links to works of the bibliography are citations: "Vincent (2011)", or a name and "[Luo, 2025]"."""
+
+    def cite(match: re.Match) -> str:
+        label, url = match.groups()
+        if url not in known:
+            return match.group()
+        key, surname = known[url]
+        if surname in label:
+            return f"{{cite:t}}`{key}`"
+        return f"{re.sub(r' [(]?[0-9]{4}[)]?$', '', label)} {{cite:p}}`{key}`"
+
+    return re.sub(r"\[([^\[\]]+)\]\((https://[^)\s]+)\)", cite, text)
+
+
 def equations(text: str, chapter: int, count: int) -> tuple[str, int]:
     """Displayed formulas with labels, which give them numbers."""
 
@@ -138,10 +161,13 @@ def source(chapter: Chapter, folder: pathlib.Path, stems: set[str]) -> str:
     tags = [cell["metadata"].get("tags", []) for cell in chapter.notebook["cells"]]
     replaced = "parameters" if any("injected-parameters" in names for names in tags) else None  # by those of this run
     kept = [cell for cell, names in zip(chapter.notebook["cells"], tags, strict=True) if replaced not in names]
+    known = works()
     for index, cell in enumerate(kept):
         made = dict(cell)
         if cell["cell_type"] == "markdown":
-            text, formulas = equations(linked(cell["source"], "reports/notebooks", stems), number, formulas)
+            text, formulas = equations(
+                linked(cited(cell["source"], known), "reports/notebooks", stems), number, formulas
+            )
             made["source"] = text + (f"\n\n{SMOKE}" if index == 0 and chapter.scale == "smoke" else "")
         elif cell["cell_type"] == "code":
             made["metadata"] = {"tags": folding(kept, index)}

@@ -36,7 +36,7 @@ nb_ipywidgets_js: dict = {}
 nb_code_prompt_show, nb_code_prompt_hide = "Show the code", "Hide the code"
 myst_enable_extensions = ["dollarmath", "amsmath"]
 myst_heading_anchors = 3
-bibtex_bibfiles = [str(ROOT / "data" / "references.bib")]
+bibtex_bibfiles, bibtex_reference_style = [str(ROOT / "data" / "references.bib")], "author_year"
 copybutton_exclude = ".linenos, .gp, .go"
 
 autoapi_dirs, autoapi_root = [str(ROOT / "dipp_core")], "api"
