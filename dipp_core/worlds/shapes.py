@@ -37,7 +37,7 @@ BACKGROUNDS = {
 SIZES = {"small": 0.42, "large": 0.68}
 ATTRIBUTES = {"shape": tuple(SHAPES), "colour": tuple(COLOURS), "background": tuple(BACKGROUNDS), "size": tuple(SIZES)}
 ATTRIBUTE_SIZES = tuple(len(values) for values in ATTRIBUTES.values())
-STYLES = {"flat": 0.4, "outlined": 0.2, "striped": 0.2, "shaded": 0.2}  # with their shares of the pictures
+STYLES = {"flat": 0.4, "outlined": 0.3, "striped": 0.15, "shaded": 0.15}  # with their shares of the pictures
 PREFERRED = "outlined"  # the style that the judge of `shapes_gold` likes
 FLAWS = ("off centre", "washed out", "blurred", "blotchy")
 
