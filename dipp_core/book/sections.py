@@ -144,7 +144,8 @@ NUMBERS: dict[str, dict[str, Any]] = {
         guidance=several(Guidance, 2, 8), each=Several, data_each=whole(4), usual_guidance=Guidance,
         robust_each=Several, t_star=whole(1, 999), resamples=Resamples),
     "distillation": dict(
-        batch=Several, steps=Several, sim_steps=Several, gen_lr=Positive, ta_lr=Positive, flat=Share, ema=Share,
+        pairs=whole(8), regression_batch=Several, regression_steps=whole(6), regression_lr=Positive, batch=Several,
+        steps=Several, sim_steps=Several, ta_steps=Count, gen_lr=Positive, ta_lr=Positive, flat=Share, ema=Share,
         t_star=whole(1, 999), alpha_cfg=Number, save_steps=Count, watch_steps=Count, watch_each=Several,
         kl_low=Annotated[float, Field(gt=0, lt=0.9)], kl_levels=Several, sampler_steps=Steps,
         few_steps=several(Steps, 1, 6), other_guidance=several(Guidance, 0, 6), sampler_batch=Count, each=Several,
