@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,11 +24,11 @@ def needed(stage: str) -> list[str]:
     return sorted(set(re.findall(r'(?:load_tensors|find_folder)\(\s*"(\w+)"', code)))
 
 
-def run_notebook(stage: str, reports: pathlib.Path, before: list[Future]) -> str:
+def run_notebook(stage: str, reports: pathlib.Path, before: list[Future], *given: str) -> str:
     """Run a notebook by the command of its stage, after others; returns what it printed if it failed."""
     if any(future.result() for future in before):
         return f"{stage}: a notebook that it needs has failed"
-    command = [sys.executable, "-m", "dipp_core.book.pipeline", "run", stage, "--set", "scale=smoke"]
+    command = [sys.executable, "-m", "dipp_core.book.pipeline", "run", stage, "--set", "scale=smoke", *given]
     done = subprocess.run([*command, "--reports", str(reports)], cwd=ROOT, capture_output=True, text=True)
     return done.stdout + done.stderr if done.returncode else ""
 
@@ -115,3 +116,16 @@ def test_it_shows_no_error_and_no_warning(run):
     assert [output for output in found if output["output_type"] == "error"] == []
     printed = "\n".join(output.get("text", "") for output in found)
     assert re.findall(r"Traceback \(most recent.*|\w+Warning: .*", printed) == []
+
+
+@pytest.mark.parametrize("run", ["23_alignment"], indirect=True)
+def test_a_run_is_the_same_to_the_bit_whichever_other_runs_there_are(run, tmp_path):
+    """So the seeds of scale mini are seeds of scale long."""
+    stage, reports = run
+    for name in needed(stage):
+        shutil.copytree(reports / "runs" / name, tmp_path / "runs" / name)
+    more = ["--set", "seeds={unet: [3, 2, 1], dit: [1, 2]}", "--set", "other_starts=[]"]
+    assert run_notebook(stage, tmp_path, [], *more) == ""
+    made, again = ({path.name: path for path in (r / "runs" / stage).glob("*_start_*")} for r in (reports, tmp_path))
+    assert set(made) < set(again)
+    assert [name for name, path in made.items() if path.read_bytes() != again[name].read_bytes()] == []

@@ -1,6 +1,7 @@
 """The commands behind dvc.yaml and the Makefile: take a cleaned notebook, run it, publish what it made.
 
     make repro [STAGE=..]    make what is out of date, or one stage with what it needs
+    make repro-long          make the worlds' stages at scale `long`, into reports/long
     make strip, make lint    remove outputs from notebooks before a commit; check what every notebook must be
     make slides              write the lectures, reports/slides/index.html
 
@@ -90,6 +91,10 @@ def execute(stage: str, params: dict, work: pathlib.Path) -> dict:
         raise SystemExit(f"{stage}: its process died (out of memory, or killed); nothing was published") from None
 
 
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def write_manifest(path: pathlib.Path, stage: str, params: dict, threads: int, start: float, used: str) -> None:
     """Where the published numbers come from: commit, parameters, sources (`used`, their text), machine, cost.
 
@@ -103,8 +108,8 @@ def write_manifest(path: pathlib.Path, stage: str, params: dict, threads: int, s
         "scale": params["scale"],
         "seed": params["seed"],
         "params": params,
-        "params_sha256": hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:16],
-        "sources_sha256": hashlib.sha256(used.encode()).hexdigest()[:16],
+        "params_sha256": digest(json.dumps(params, sort_keys=True)),
+        "sources_sha256": digest(used),
         "versions": {"python": platform.python_version()} | {name: machine.version(name) for name in PACKAGES},
         "device": "cuda" if machine.gpus() else "cpu",
         "machine": machine.describe(),
@@ -184,6 +189,32 @@ def repro(stage: str | None) -> int:
     return code
 
 
+def is_made(stage: str, values: dict, manifest: pathlib.Path, *, after: str) -> bool:
+    """Whether a manifest is of this stage with these values and of today's sources, finished not before `after`."""
+    if not manifest.is_file():
+        return False
+    made, used = json.loads(manifest.read_text()), sources.cleaned_text(stage) + sources.code_text(stage)
+    same = made["params"] == json.loads(json.dumps(values)) and made["sources_sha256"] == digest(used)
+    return same and made["finished"] >= after
+
+
+def repro_long() -> int:
+    """`make repro-long`: the plane's and the miniature's stages at scale `long`, those that are not made already."""
+    config.check()
+    reports, last = root() / "reports" / "long", {"1": "", "2": ""}  # of either world, when its last stage was made
+    for stage in (name for name in sources.stages() if name[0] in last):
+        manifest = reports / "manifests" / f"{stage}.json"
+        values = config.section(stage, {"scale": "long"}).model_dump()
+        if not is_made(stage, values, manifest, after=last[stage[0]]):
+            print(f"{stage}: running at scale long", flush=True)
+            words = [sys.executable, "-m", "dipp_core.book.pipeline", "run", stage, "--set", "scale=long"]
+            if code := subprocess.run([*words, "--reports", str(reports)], cwd=root()).returncode:
+                return code
+        last[stage[0]] = json.loads(manifest.read_text())["finished"]
+    print(shares(reports / "manifests"))
+    return 0
+
+
 def shares(folder: pathlib.Path) -> str:
     """A line for every stage that has a manifest: wall time of its last run, share of the sum, CPU time, memory."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
@@ -218,7 +249,7 @@ def command(arguments: list[str] | None) -> int:
         prog=".venv/bin/python -m dipp_core.book.pipeline", description=__doc__.split("\n")[0]
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("clean", "site", "slides", "lint", "strip"):
+    for name in ("clean", "long", "site", "slides", "lint", "strip"):
         commands.add_parser(name)
     commands.add_parser("repro").add_argument("stage", nargs="?")
     one = commands.add_parser("run")
@@ -228,6 +259,8 @@ def command(arguments: list[str] | None) -> int:
     args = parser.parse_args(arguments)
     if args.command == "repro":
         return repro(args.stage)
+    if args.command == "long":
+        return repro_long()
     if args.command == "run":
         sources.read_notebook(sources.notebook_path(args.stage))
         config.check()

@@ -34,17 +34,16 @@ def real(least: float, most: float) -> Any:
 
 
 def _among_the_seeds(value: int, info: ValidationInfo) -> int:
-    """In the alignment, the seed that is kept is one of those that are run, and the one that chooses is not."""
-    wanted = info.field_name == "kept_seed"
-    if "seeds" in info.data and (value in info.data["seeds"]) != wanted:
-        raise PydanticCustomError("seed", "one of seeds" if wanted else "none of seeds")
+    """In the alignment, the seed that is kept is one of those that are run for both architectures."""
+    if not all(value in seeds for seeds in info.data.get("seeds", {}).values()):
+        raise PydanticCustomError("seed", "one of the seeds of both architectures")
     return value
 
 
 Count, Steps, Resamples = whole(1), whole(1, 1000), whole(10)
 Several = Annotated[int, Field(ge=2)]
 Seed = Annotated[int, Field(ge=0)]
-OtherSeed = Annotated[Seed, AfterValidator(_among_the_seeds)]
+KeptSeed = Annotated[Seed, AfterValidator(_among_the_seeds)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Number = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -56,6 +55,7 @@ Lists = Literal["own", "coco", "hpsv2", "parti"]
 Judges = Literal["image_reward", "hpsv2", "hpsv2.1", "pickscore", "clipscore", "aesthetic"]
 Sweeps = Literal["dipp_one", "dipp_sigma2", "distar", "exact_tilt", "best_of_n", "reinforce_kl", "reward_only"]
 Methods = Literal["dipp", "distar_in", "distar_out", "diff_instruct", "sim", "reward_only"]
+Starts = Literal["diff_instruct", "sim", "reference"]
 Worlds = Literal["ring", "two moons", "checkerboard", "three islands"]
 Profiles = Literal["gpu24", "gpu80", "multi"]
 
@@ -152,12 +152,14 @@ NUMBERS: dict[str, dict[str, Any]] = {
         data_each=whole(4), robust_each=Several, resamples=Resamples),
     "alignment": dict(
         batch=Several, steps=Several, gen_lr=Positive, ta_lr=Positive, flat=Share, ema=Share,
-        alpha_dipp=several(Positive, 1, 8, distinct=True), alpha_distar=several(Positive, 1, 8, distinct=True),
-        seeds=several(Seed, 1, 20, distinct=True), choice_seed=OtherSeed, kept_seed=OtherSeed, watch_steps=Count,
-        watch_each=Several, validation_each=Several, each=Several, robust_each=Several, data_each=whole(4),
+        pull=Positive, probe_steps=Count,
+        seeds=Annotated[dict[Literal["unet", "dit"], several(Seed, 2, 20, distinct=True)], Field(min_length=2)],
+        other_starts=several(Starts, 0, distinct=True), kept_seed=KeptSeed, watch_steps=Count,
+        watch_each=Several, columns=whole(2, 14), each=Several, robust_each=Several, data_each=whole(4),
         kl_pictures=Several, kl_nodes=Several, resamples=Resamples),
     "miniature_results": dict(
-        sampler_steps=Steps, guidance=several(Guidance, 1, 4), columns=whole(2, 14), resamples=Resamples),
+        sampler_steps=Steps, guidance=several(Guidance, 0, 4, distinct=True),
+        few_steps=several(Steps, 0, 4, distinct=True), columns=whole(2, 14), resamples=Resamples),
     "sd15": dict(profiles_shown=several(Profiles, 1)),
     "pixart": dict(profiles_shown=several(Profiles, 1)),
     "evaluation": dict(

@@ -5,15 +5,16 @@ another setting, other inputs or other code it finds none, and begins anew inste
 """
 
 import hashlib
+import io
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from dipp_core.book import sources
-from dipp_core.files import root
+from dipp_core.files import root, write_whole
 
 
 def workplace(stage: str, name: str, settings: dict, inputs: Iterable[Tensor]) -> pathlib.Path:
@@ -30,3 +31,12 @@ def workplace(stage: str, name: str, settings: dict, inputs: Iterable[Tensor]) -
     for tensor in inputs:
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return root() / ".work" / "long" / stage / f"{name}_{digest.hexdigest()[:12]}"
+
+
+def kept(path: pathlib.Path, make: Callable[[], dict]) -> dict:
+    """What make() gave, from its file if there is one: a dict of tensors, numbers, texts, lists and dicts."""
+    if not path.is_file():
+        content = io.BytesIO()
+        torch.save(make(), content)
+        write_whole(path, content.getvalue())
+    return torch.load(path, weights_only=True)

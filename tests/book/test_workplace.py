@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dipp_core.book.workplace import workplace
+from dipp_core.book.workplace import kept, workplace
 
 SETTINGS = {"steps": 3, "rates": [0.1, 0.2]}
 
@@ -53,3 +53,18 @@ def test_the_threads_count_since_they_change_last_digits(place):
         assert place() != first
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_result_is_made_once_and_read_again_afterwards(tmp_path):
+    made = []
+    for _ in range(2):
+        found = kept(tmp_path / "runs" / "one.pt", lambda: made.append(1) or {"nats": 2.5, "gold": torch.ones(3)})
+        assert found["nats"] == 2.5
+        assert torch.equal(found["gold"], torch.ones(3))
+    assert made == [1]
+
+
+def test_a_result_that_fails_leaves_no_file(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        kept(tmp_path / "one.pt", lambda: {"nats": 1 / 0})
+    assert list(tmp_path.iterdir()) == []
