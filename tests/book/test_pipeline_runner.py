@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import types
 
 import pytest
 
@@ -211,3 +212,38 @@ def test_lint_names_notebook_and_fault(small, capsys, fault):
     path.write_text(json.dumps(content))
     assert pipeline.main(["lint"]) == 2
     assert f"02_count: {fault}" in capsys.readouterr().err
+
+
+def test_a_night_of_long_runs_goes_on_where_it_stopped(monkeypatch, tmp_path):
+    texts, ran, broken = dict.fromkeys(("01_theory", "10_plane", "20_world", "21_more"), "code"), [], ["21_more"]
+
+    def run(words, **_):
+        stage = words[words.index("run") + 1]
+        ran.append(stage)
+        made = {"params": {"steps": 5}, "sources_sha256": pipeline.digest(texts[stage]), "finished": f"{len(ran):03d}"}
+        path = tmp_path / "reports/long/manifests" / f"{stage}.json"
+        if stage not in broken:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(made))
+        return types.SimpleNamespace(returncode=int(stage in broken))
+
+    monkeypatch.setattr(pipeline, "root", lambda: tmp_path)
+    monkeypatch.setattr(pipeline, "shares", lambda folder: "")
+    monkeypatch.setattr(pipeline.subprocess, "run", run)
+    monkeypatch.setattr(pipeline.config, "check", lambda: None)
+    values = types.SimpleNamespace(model_dump=lambda: {"steps": 5})
+    monkeypatch.setattr(pipeline.config, "section", lambda stage, given: values)
+    monkeypatch.setattr(pipeline.sources, "stages", lambda: list(texts))
+    monkeypatch.setattr(pipeline.sources, "cleaned_text", texts.get)
+    monkeypatch.setattr(pipeline.sources, "code_text", lambda stage: "")
+
+    def runs_of_a_night():
+        ran_before = len(ran)
+        return pipeline.repro_long(), ran[ran_before:]
+
+    assert runs_of_a_night() == (1, ["10_plane", "20_world", "21_more"])
+    broken.clear()
+    assert runs_of_a_night() == (0, ["21_more"])
+    assert runs_of_a_night() == (0, [])
+    texts["20_world"] = "other code"
+    assert runs_of_a_night() == (0, ["20_world", "21_more"])
