@@ -88,8 +88,8 @@ def miniature(reports: pathlib.Path, stems: dict[str, str], folder: pathlib.Path
     ]
     if not rows:
         return ""
-    alt = "Pictures of ten prompts by the reference, the one-step start, the controls, DI++, DI* and the reward alone"
-    picture = "../figures/24_miniature_results/gallery_unet.png"
+    alt = "Pictures of the same captions before alignment, by the control, by DI++ and by DI*"
+    picture = "../figures/24_miniature_results/gallery.png"
     shown = figure(f'<img src="{picture}" alt="{alt}">', "", folder, alt) if (folder / picture).is_file() else ""
     return f"""## In the miniature
 
