@@ -1,4 +1,4 @@
-"""What README.md says can be done is done: its snippets run, its messages are ours, its tables are whole."""
+"""What README.md and the pages of docs/ say can be done is done: snippets run, messages are ours, tables are whole."""
 
 import os
 import pathlib
@@ -9,31 +9,34 @@ import sys
 import pytest
 import torch
 
+from dipp_core.book.site import chapters
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
-SNIPPETS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+EXTENDING, RUNNING = ((ROOT / f"docs/{name}.md").read_text() for name in ("extending", "running"))
+SNIPPETS = re.findall(r"^```python\n(.*?)^```$", EXTENDING, re.MULTILINE | re.DOTALL)
 NAMES = ("reward", "distance", "world", "model")
 
 
-def part(heading):
-    return README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+def part(heading, page=README):
+    return page.split(f"\n## {heading}\n")[1].split("\n## ")[0]
 
 
 def run(name):
     """Run one snippet as a reader would, and return what it has defined."""
     found = {"__name__": "snippet"}
-    exec(compile(SNIPPETS[NAMES.index(name)], f"README.md, a {name}", "exec"), found)
+    exec(compile(SNIPPETS[NAMES.index(name)], f"docs/extending.md, a {name}", "exec"), found)
     return found
 
 
 def test_there_is_one_snippet_for_each_thing_to_add_and_each_is_short():
-    titles = re.findall(r"^\*\*An? (\w+)\*\*", part("Add your own"), re.MULTILINE)
+    titles = re.findall(r"^\*\*An? (\w+)\*\*", EXTENDING, re.MULTILINE)
     assert tuple(titles) == NAMES
     assert len(SNIPPETS) == len(NAMES)
     assert [name for name, text in zip(NAMES, SNIPPETS, strict=True) if len(text.splitlines()) >= 20] == []
 
 
-def test_the_reward_of_the_readme_judges_and_has_a_gradient():
+def test_the_reward_of_the_page_judges_and_has_a_gradient():
     found = run("reward")
     images = found["images"]
     expected = 2 * (images[:, 0] - images[:, 2]).mean(dim=(1, 2))
@@ -42,7 +45,7 @@ def test_the_reward_of_the_readme_judges_and_has_a_gradient():
     assert images.grad[:, 2].max() < 0
 
 
-def test_the_distance_of_the_readme_is_what_its_run_descends():
+def test_the_distance_of_the_page_is_what_its_run_descends():
     found = run("distance")
     y = torch.tensor([[1.0, -2.0], [0.5, 3.0]])
     assert torch.equal(found["l1"].gradient(y), y.sign())
@@ -51,7 +54,7 @@ def test_the_distance_of_the_readme_is_what_its_run_descends():
     assert all(values.isfinite().all() for values in found["curves"].values.values())
 
 
-def test_the_world_of_the_readme_has_the_scores_of_its_law():
+def test_the_world_of_the_page_has_the_scores_of_its_distribution():
     found = run("world")
     world = found["world"]
     xt = torch.randn(5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -67,7 +70,7 @@ def test_the_world_of_the_readme_has_the_scores_of_its_law():
     assert len(found["curves"].step) == 20
 
 
-def test_the_model_of_the_readme_is_drawn_and_exported(tmp_path, monkeypatch):
+def test_the_model_of_the_page_is_drawn_and_exported(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = run("model")
     assert found["images"].shape == (1, 3, 32, 32)
@@ -76,9 +79,13 @@ def test_the_model_of_the_readme_is_drawn_and_exported(tmp_path, monkeypatch):
         assert (tmp_path / "models" / name / "model_index.json").is_file()
 
 
-@pytest.mark.parametrize("target", re.findall(r"^make (\w+)", part("Two commands"), re.MULTILINE))
-def test_the_commands_of_the_readme_are_targets(target):
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"`make ([a-z-]+)", README + RUNNING))))
+def test_the_commands_that_are_named_are_targets(target):
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_readme_is_short():
+    assert len(README.encode()) < 10_000
 
 
 def test_the_messages_that_are_explained_are_messages_of_this_project():
@@ -86,7 +93,9 @@ def test_the_messages_that_are_explained_are_messages_of_this_project():
     code = " ".join(
         " ".join(path.read_text().split()) for path in [ROOT / "setup.sh", *(ROOT / "dipp_core").rglob("*.py")]
     )
-    quoted = [row.split("|")[1] for row in part("When something goes wrong").splitlines() if row.startswith("| `")]
+    quoted = [
+        row.split("|")[1] for row in part("When something goes wrong", RUNNING).splitlines() if row.startswith("| `")
+    ]
     assert len(quoted) > 10
     for cell in quoted:
         for message in re.findall(r"`([^`]+)`", cell):
@@ -95,17 +104,20 @@ def test_the_messages_that_are_explained_are_messages_of_this_project():
             assert longest in code, message
 
 
-def test_every_notebook_has_its_row():
-    rows = [row for row in part("What you get").splitlines() if row.startswith("| ")]
-    known = [re.match(r"\| \[?(\d\d) ", row) for row in rows]
-    numbers = [match[1] for match in known if match]
-    assert numbers == sorted(set(numbers))
-    assert {path.stem[:2] for path in (ROOT / "notebooks").glob("*.ipynb")} <= set(numbers)
+def test_every_notebook_has_its_place_in_the_tree():
+    tree = part("What is where").split("dipp_core/")[0]
+    listed = {int(number) for number in re.findall(r"\b\d\d\b", tree.split("\n", 2)[2])}
+    for first, last in re.findall(r"(\d\d) to (\d\d)", tree):
+        listed |= set(range(int(first), int(last) + 1))
+    notebooks = [int(path.stem[:2]) for path in (ROOT / "notebooks").glob("*.ipynb")]
+    assert set(notebooks) <= listed
+    assert f"{len(notebooks)} notebooks" in tree
 
 
-def test_tables_are_whole():
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))], ids=lambda path: path.name)
+def test_tables_are_whole(page):
     """A blank line inside a table ends it; every row has as many cells as its heading."""
-    lines = re.sub(r"```.*?```", "", README, flags=re.DOTALL).splitlines()
+    lines = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL).splitlines()
     for n, line in enumerate(lines):
         if line.startswith("|") and not lines[n - 1].startswith("|"):
             assert lines[n + 1].startswith("|---"), f"a table begins without a heading: {line[:60]}"
@@ -117,14 +129,17 @@ def test_tables_are_whole():
 
 
 def test_pictures_have_words_for_those_who_cannot_see_them():
+    """And are there, or are published by the notebook whose folder they are in."""
     pictures = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", README)
-    assert len(pictures) >= 3
-    for words, path in pictures:
+    assert pictures
+    for words, place in pictures:
+        path = ROOT / place
         assert len(words.split()) >= 6
-        assert (ROOT / path).is_file()
+        notebook = (ROOT / f"notebooks/{path.parent.name}.ipynb").read_text()
+        assert path.is_file() or f'\\"{path.stem}\\"' in notebook
 
 
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("data/*/README.md")]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("data/*/README.md")]
 TEXTS = [*PAGES, *ROOT.glob("*.yaml"), *ROOT.glob("*.toml"), *ROOT.glob("*.ini"), ROOT / "Makefile"]
 TEXTS += [*ROOT.glob("dipp_core/**/*.py"), *ROOT.glob("notebooks/*.ipynb")]
 
@@ -142,7 +157,8 @@ def exists(module):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_links_of_a_page_lead_somewhere(path):
-    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", path.read_text()) if "://" not in link]
+    text = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", path.read_text())  # pictures: above
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
     assert [link for link in links if not (path.parent / link).exists()] == []
     assert path.name not in ("CONTRIBUTING.md", "CHANGELOG.md") or len(path.read_text().splitlines()) <= 70
 
@@ -159,20 +175,33 @@ def test_the_files_and_modules_that_are_named_are_there():
     assert gone == []
 
 
-def test_the_tables_of_the_readme_are_made_by_the_command_it_names(tmp_path):
+def test_the_tables_of_the_pages_are_made_by_the_command_they_name(tmp_path):
     """The command itself, on a copy: it ends well, or in one line."""
-    for name in ("data", "reports/metrics", "reports/manifests", "params.yaml", "README.md", "notebooks", "dipp_core"):
+    for name in ("data", "reports/metrics", "reports/manifests", "params.yaml", "notebooks", "dipp_core"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).symlink_to(ROOT / name) if name != "README.md" else (tmp_path / name).write_text(README)
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text(README)
+    (tmp_path / "docs/running.md").write_text(RUNNING)
     environment = os.environ | {"DIPP_ROOT": str(tmp_path), "PYTHONPATH": str(ROOT)}
     environment.pop("DIPP_RESULTS", None)
     words = [sys.executable, "-m", "dipp_core.book.tables"]
     found = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert (found.returncode, found.stderr) == (0, "")
-    made = (tmp_path / "README.md").read_text()
-    assert "not run here" in made.split("<!-- times")[1]
-    (tmp_path / "README.md").write_text(made.replace("<!-- /results -->", ""))
+    assert "not run here" in (tmp_path / "docs/running.md").read_text().split("<!-- times")[1]
+    (tmp_path / "README.md").write_text(README.replace("<!-- /results -->", ""))
     found = subprocess.run(words, env=environment, capture_output=True, text=True)
     assert found.returncode == 2
     assert len(found.stderr.splitlines()) == 1
     assert "needs the marks" in found.stderr
+
+
+def test_every_work_of_the_bibliography_is_cited_and_every_work_that_is_cited_is_in_it():
+    """In notebooks and pages, where a work is a link to its address."""
+    known = {url: key for url, (key, _) in chapters.works().items()}
+    links, cited = set(), set()
+    for path in [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("docs/*.md"), *ROOT.glob("*.md")]:
+        links |= set(re.findall(r"\]\((https://(?:arxiv\.org/abs|doi\.org|jmlr\.org)[^)]*)\)", path.read_text()))
+        cited |= {key for url, key in known.items() if f"]({url})" in path.read_text()}
+    assert links - set(known) == set()
+    assert set(known.values()) - cited == set()

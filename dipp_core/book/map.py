@@ -86,17 +86,16 @@ def entries() -> list[Entry]:
     return found
 
 
-def markdown(base: str) -> str:
-    """The map as a Markdown table; `base` leads from the page to the root of the checkout ('' or '../')."""
+def markdown() -> str:
+    """The map as a Markdown table, for a page in `notebooks/`."""
     rows = ["| line | Algorithm 1 | function | shown in |", "|---|---|---|---|"]
     for entry in entries():
         shown = []
         for where in entry.shown:
-            figure = f" ([figure]({base}reports/figures/{where.stage}/{where.figure}.png))" if where.figure else ""
-            link = f"{where.stage}.ipynb" if base == "../" else f"{base}notebooks/{where.stage}.ipynb"
-            shown.append(f"[{where.stage[:2]}]({link}){figure}")
+            figure = f" ([figure](../reports/figures/{where.stage}/{where.figure}.png))" if where.figure else ""
+            shown.append(f"[{where.stage[:2]}]({where.stage}.ipynb){figure}")
         text = html.escape(entry.text.strip(), quote=False).replace("|", "&#124;")
         rows.append(
-            f"| {entry.line} | <code>{text}</code> | [`{entry.function}`]({base}{entry.path}) | {', '.join(shown)} |"
+            f"| {entry.line} | <code>{text}</code> | [`{entry.function}`](../{entry.path}) | {', '.join(shown)} |"
         )
     return "\n".join(rows)

@@ -23,7 +23,7 @@ from dipp_core.files import InputError, read_json, root, write_whole
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Okabe and Ito's colours, told apart under every common colour blindness; one meaning each, in every notebook
+# One colour per role in every notebook, told apart under the common colour blindnesses (Okabe and Ito's, and two more)
 COLORS = {
     "data": "#B3B3B3",
     "ref": "#0072B2",  # the frozen reference diffusion
@@ -31,8 +31,15 @@ COLORS = {
     "ta": "#009E73",  # the assistant
     "reward": "#CC79A7",
     "exact": "#000000",  # a closed form
-    "accent": "#E69F00",
+    "accent": "#E69F00",  # guidance, and whatever has no role
     "light": "#56B4E9",
+    # methods, where several stand side by side
+    "start": "#666666",  # the one-step generator before alignment
+    "control": "#999999",  # as many steps without a reward: Diff-Instruct, and SIM
+    "control_sim": "#BBA8D4",
+    "dipp": "#D55E00",  # Diff-Instruct++
+    "distar": "#6A3D9A",  # Diff-Instruct*
+    "reward_only": "#CC79A7",
 }
 CYCLE = [COLORS[name] for name in ("ref", "gen", "ta", "reward", "accent", "light", "exact")]
 SEQUENTIAL, DIVERGING = "cividis", "RdBu_r"

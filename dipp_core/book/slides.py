@@ -20,7 +20,7 @@ from dipp_core.book.site.chapters import IMAGE, Chapter, parts_of, read_all
 from dipp_core.files import InputError, write_whole
 
 ROOM, SIGNS, LONGEST = 13, 78, 14  # lines that fit on a slide, signs in one, and lines of a print that are shown
-LEFT_OUT = ("Exercises", "Is your environment the tested one?", "What can this machine run?")
+LEFT_OUT = ("Exercises", "Your environment, compared with the tested one", "What this machine can run")
 SENTENCE = re.compile(r"(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\bcf\.)(?<!\bvs\.)(?<=[.!?])\*{0,2}\s+(?=[A-Z$*`(\"])")
 Shown = tuple[str, range]  # the first two digits of a notebook, and the numbers of its sections; none for all
 PAGE = """<!doctype html>

@@ -4,7 +4,7 @@ Kinds of rows are never mixed: what the papers report, what others report of the
 full scale, where "not run here" stands until somebody has run it. In CSV every number is a row of its own with its
 source (`results`); in Markdown and LaTeX the kinds stand one under the other, each with its own columns.
 
-    .venv/bin/python -m dipp_core.book.tables       write the tables of README.md anew, and its map
+    .venv/bin/python -m dipp_core.book.tables       write the tables of README.md and docs/running.md anew
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from dipp_core.book import map, results
-from dipp_core.book.claims import LAST, MET, NETS, Bounds, all_claims, judged, read_claims
+from dipp_core.book import results
+from dipp_core.book.claims import LAST, MET, NETS, SUPPORTED, Bounds, all_claims, judged, read_claims
 from dipp_core.book.config import section
 from dipp_core.book.report import Report
 from dipp_core.book.results import MISSING, Book, Number, in_words, number
@@ -56,8 +56,11 @@ CAPTIONS = {
 FULL_NAMES = {"hpsv2": "hpsv2_0", "hpsv2.0": "hpsv2_0", "hpsv2.1": "hpsv2_1"} | {
     name: name for name in ("image_reward", "aesthetic", "pickscore", "clipscore", "hpsv2_0", "hpsv2_1", "fid")
 }
-README_METHODS = ("start", "diff_instruct", "dipp", "sim", "distar_in", "reward_only")
-HEADLINES = (("dipp", "headline"), ("distar_v1", "headline"))
+PAIRED = {  # gains that README.md shows, and what it calls them
+    GAINS["dipp over diff_instruct"]: "DI++",
+    GAINS["distar_in over sim"]: "DI*",
+    GAINS["reward_only over diff_instruct"]: "the reward without a divergence",
+}
 PARTS = {
     "theory": ("00", "06"),
     "the plane": ("10", "14"),
@@ -284,28 +287,26 @@ def evidence(book: Book, bounds: Bounds) -> pd.DataFrame:
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
-def told(found: list, *, short: bool) -> str:
-    """The evidence of one claim in words: what was asked, the values (`short`: their range), and how many met it."""
+def told(found: list) -> str:
+    """The evidence of one claim in words: what was asked, the values, and how many met it."""
     lines = []
     for about in dict.fromkeys(check.about for check, _, _ in found):
         group = [(one, outcome) for check, one, outcome in found if check.about == about]
         values = sorted((one for one, _ in group if one is not None), key=lambda one: one.value)
         words = [in_words(dataclasses.replace(one, low=None, high=None)) for one in values]
-        if short:
-            words = [" to ".join(dict.fromkeys([*words[:1], *words[-1:]]))]
         text = ", ".join(words)
         met = sum(outcome == MET for _, outcome in group)
         lines.append(f"{about}: {text or MISSING} ({met} of {len(group)})")
     return "; ".join(lines)
 
 
-def claims_table(book: Book, bounds: Bounds, *, base: str | None, short: bool = False) -> pd.DataFrame:
+def claims_table(book: Book, bounds: Bounds, *, base: str | None) -> pd.DataFrame:
     """The table of claims, one a row; base: see `linked`, None for plain numbers of notebooks."""
     rows = []
     for claim in all_claims(book, bounds):
         found, verdict = judged(claim, book)
         where = linked(claim.stages, base)
-        text = told(found, short=short) + (f". {claim.note}" if claim.note and not short else "")
+        text = told(found) + (f". {claim.note}" if claim.note else "")
         rows.append({"claim": claim.text, "evidence here (met of asked)": text, "verdict": verdict, "notebooks": where})
     return pd.DataFrame(rows)
 
@@ -421,42 +422,33 @@ def _texts(report: Report, name: str, head: tuple[str, str], linking: list, plai
     write_whole(folder / f"{name}.tex", latex(*head, plain).encode())
 
 
-# README.md
-
-
-def plus_minus(found: Number | None) -> str:
-    """A number with half the width of its interval, "0.763 ± 0.025"."""
-    if found is None or found.half_width is None:
-        return in_words(found)
-    n = results.digits_of(found)
-    return f"{found.value:.{n}f} ± {found.half_width:.{n}f}"
-
-
-def methods_text(book: Book) -> str:
-    """The miniature's methods, one table a network."""
-    parts = []
-    for net, name in NETS.items():
-        rows = [row for row in standings(book, README_METHODS) if row.kind == f"miniature ({name})"]
-        told = [{results.metric_name(key): plus_minus(one) for key, one in row.cells.items()} for row in rows]
-        frame = pd.DataFrame([{"method": row.labels["model"], **t} for row, t in zip(rows, told, strict=True)])
-        parts += [f"*Miniature, {name}* (`table.{net}`, scale {rows[0].scale}):", markdown_rows(frame)]
-    return "\n\n".join(parts)
+# README.md and docs/running.md
 
 
 def results_text(book: Book, bounds: Bounds) -> str:
-    """All that README.md tells of the results."""
-    frame = claims_table(book, bounds, base="", short=True)
-    frame = frame[["claim", "verdict", "evidence here (met of asked)", "notebooks"]]
-    metrics = f"reports/metrics/{LAST}.json"
-    headlines = tuple(row for place in HEADLINES for row in reported_rows(book, *place))
+    """What README.md tells of the results: the verdicts, and the paired gains of the miniature."""
+    rows = []
+    for claim in all_claims(book, bounds):
+        found, verdict = judged(claim, book)
+        met = f"{sum(outcome == MET for _, _, outcome in found)} of {len(found)}"
+        rows.append(
+            {"claim": claim.text, "verdict": verdict, "checks met": met, "notebooks": linked(claim.stages, None)}
+        )
+    frame = pd.DataFrame(rows).replace({"verdict": {SUPPORTED: f"**{SUPPORTED}**"}})
+    paired = [row for row in gains(book) if row.labels["model"] in PAIRED]
+    told = [
+        {
+            "miniature": f"{PAIRED[row.labels['model']]}, {row.kind.removeprefix('miniature (').removesuffix(')')}",
+            **{results.metric_name(name): in_words(row.cells[name]) for name in NUMBERS if name != "frechet_data"},
+        }
+        for row in paired
+    ]
     return "\n\n".join(
         [
-            markdown_rows(frame, RAW),
-            f"Means over seeds ± half the width of the 95% interval, on captions that alignment did not see, from\n"
-            f"[{metrics}]({metrics}):",
-            methods_text(book),
-            "*Reported by the papers*, on other prompts, other judges and other scales, for PixArt-alpha:",
-            markdown_rows(blocks(Table("headlines", "", "", headlines))[0][1]),
+            markdown_rows(frame, (*RAW, "verdict")),
+            f"What the reward added over the control in the miniature, paired by seed and caption, with 95% intervals\n"
+            f"(`gains` in [{LAST}.json](reports/metrics/{LAST}.json)):",
+            markdown_rows(pd.DataFrame(told)),
         ]
     )
 
@@ -486,24 +478,28 @@ def bounds() -> Bounds:
 
 
 def replaced(text: str, name: str, made: str) -> str:
-    """README.md with one of its tables made anew; a lost mark is an error."""
+    """A page with one of its tables made anew; a lost mark is an error."""
     first, last = f"<!-- {name}: made by `{COMMAND}` -->", f"<!-- /{name} -->"
     if text.count(first) != 1 or text.count(last) != 1:
-        raise InputError(f"README.md needs the marks {first} and {last}, once each")
+        raise InputError(f"the page needs the marks {first} and {last}, once each")
     before, rest = text.split(first)
     return f"{before}{first}\n{made}\n{last}{rest.split(last)[1]}"
 
 
 def main() -> int:
-    """Write all tables of README.md anew, and its map."""
-    readme, manifests = root() / "README.md", sorted((root() / "reports" / "manifests").glob("[0-9]*.json"))
+    """Write the tables of README.md and docs/running.md anew."""
+    readme, running = root() / "README.md", root() / "docs" / "running.md"
+    manifests = [json.loads(path.read_text()) for path in sorted((root() / "reports/manifests").glob("[0-9]*.json"))]
     try:
-        text = replaced(readme.read_text(), "results", results_text(results.read(), bounds()))
-        text = replaced(text, "times", times([json.loads(path.read_text()) for path in manifests]))
-        readme.write_text(replaced(text, "map", map.markdown("")))
+        made = {
+            readme: replaced(readme.read_text(), "results", results_text(results.read(), bounds())),
+            running: replaced(running.read_text(), "times", times(manifests)),
+        }
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
+    for path, text in made.items():
+        path.write_text(text)
     return 0
 
 

@@ -1,10 +1,10 @@
-"""The map of the book is read from the code, and the README shows the current one."""
+"""The map of the book is read from the code."""
 
 import json
 
 import pytest
 
-from dipp_core.book import map, tables
+from dipp_core.book import map
 
 
 def notebook(*codes: str) -> str:
@@ -26,11 +26,6 @@ def bare(tmp_path, monkeypatch):
 def test_every_line_is_shown_in_a_notebook_with_a_figure():
     for entry in map.entries():
         assert any(where.figure for where in entry.shown), f"line {entry.line} ({entry.function}) is shown nowhere"
-
-
-def test_the_readme_shows_the_current_map(checkout):
-    text = (checkout / "README.md").read_text()
-    assert tables.replaced(text, "map", map.markdown("")) == text, tables.COMMAND
 
 
 def test_a_line_claimed_twice_is_an_error(bare):

@@ -49,7 +49,7 @@ def reports(checkout, tmp_path_factory):
     root = tmp_path_factory.mktemp("site") / "a book"
     (root / "reports/notebooks").mkdir(parents=True)
     (root / "dipp_core").mkdir()
-    for name in ("data", "notebooks", "TEACHING.md", "README.md", "params.yaml"):
+    for name in ("data", "docs", "notebooks", "TEACHING.md", "README.md", "params.yaml"):
         (root / name).symlink_to(checkout / name)
     for name in ("__init__.py", "files.py"):
         shutil.copyfile(checkout / "dipp_core" / name, root / "dipp_core" / name)
@@ -150,6 +150,12 @@ def test_pictures_have_words_numbers_and_captions(pages, reports):
     assert re.search(r'<figure class="numbered" id="figure-5-1">.*?Figure 5.1</a></b> a picture\.</figcaption>', text)
 
 
+def test_a_link_to_a_work_is_a_citation(reports):
+    text = (reports / "site/05_score_divergence.html").read_text()
+    assert re.search(r'href="bibliography.html#[^"]+" title="Peter J. Huber', text)
+    assert 'id="term-Leash"' in (reports / "site/glossary.html").read_text()
+
+
 def test_cells_are_folded_and_old_pages_are_removed(reports):
     text = (reports / "site/05_score_divergence.html").read_text()
     assert len(re.findall(r"tag_hide-input", text)) >= 3
@@ -171,6 +177,8 @@ CASES.forEach(function (one) {
     var formulas = Array.from(page.querySelectorAll("mjx-container"));
     found[one[0].split("site/").pop() + " " + one[1]] = {
       over: root.scrollWidth - width, formulas: formulas.length, results: page.querySelectorAll("ul.search li").length,
+      clipped: Array.from(page.querySelectorAll("div.highlight pre, div.cell_output pre"))
+        .filter(function (f) { return f.scrollWidth > f.clientWidth + 1; }).length,
       wide: formulas.filter(function (f) { return f.getBoundingClientRect().right > width + 1; }).length,
       raw: page.querySelectorAll(".math").length - page.querySelectorAll(".math mjx-container").length,
       errors: page.querySelectorAll("[data-mjx-error], [data-mml-node=merror]").length,
@@ -197,7 +205,13 @@ def look(cases: list[tuple[str, int]], folder: pathlib.Path) -> tuple[dict, list
 @needs_browser
 def test_pages_show_their_formulas_at_both_widths_search_and_ask_nothing_of_a_network(reports, tmp_path):
     names = [f"{stem}.html" for stem in STEMS]
-    names += ["index.html", "glossary.html", "api/dipp_core/method/scores/index.html"]
+    names += [
+        "index.html",
+        "glossary.html",
+        "running.html",
+        "bibliography.html",
+        "api/dipp_core/method/scores/index.html",
+    ]
     names += ["search.html?q=tilted", "search.html?q=xyzzyx"]
     cases = [(f"{(reports / 'site').as_uri()}/{name}", width) for name in names for width in (1400, 400)]
     found, complaints = look(cases, tmp_path)
@@ -205,7 +219,7 @@ def test_pages_show_their_formulas_at_both_widths_search_and_ask_nothing_of_a_ne
     assert all(found[f"{stem}.html {width}"]["formulas"] > 5 for stem in STEMS for width in (1400, 400))
     assert found["search.html?q=tilted 1400"]["results"] >= 1
     assert found["search.html?q=xyzzyx 1400"]["results"] == 0
-    clean = {"over": 0, "wide": 0, "raw": 0, "errors": 0, "outside": []}
+    clean = {"over": 0, "wide": 0, "clipped": 0, "raw": 0, "errors": 0, "outside": []}
     assert {case: values for case, values in found.items() if {key: values[key] for key in clean} != clean} == {}
 
 

@@ -45,10 +45,10 @@ def write_sources(root: pathlib.Path, folder: pathlib.Path) -> None:
     found = chapters.read_all(reports / "notebooks")
     stems = {chapter.stem for chapter in found}
     made = {f"{chapter.stem}.ipynb": chapters.source(chapter, reports / "site", stems) for chapter in found}
-    made |= {path.name: path.read_text() for path in sorted((HERE / "pages").glob("*.md"))}
-    if (root / "TEACHING.md").is_file():
-        teaching = chapters.cited((root / "TEACHING.md").read_text(), chapters.works())
-        made["teaching.md"] = chapters.linked(teaching, "", stems)
+    pages = [*sorted((root / "docs").glob("*.md")), root / "TEACHING.md"]
+    for page in pages:
+        text = chapters.cited(page.read_text(), chapters.works())
+        made[page.name.lower()] = chapters.linked(text, page.parent.relative_to(root).as_posix(), stems)
     made["code.md"] = landing.code(root / "dipp_core")
     more = sorted(name.removesuffix(".md") for name in made if name.endswith(".md"))
     made["index.md"] = landing.page(found, more, reports, reports / "site")

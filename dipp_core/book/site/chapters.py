@@ -103,6 +103,8 @@ def linked(text: str, base: str, stems: set[str]) -> str:
             return f"[{label}]({stem}.ipynb{'#' + anchor if anchor else ''})"
         if target.startswith("dipp_core/") and target.endswith(".py"):
             return f'<a href="api/{target.removesuffix(".py").removesuffix("/__init__")}/index.html">{label}</a>'
+        if target.startswith("docs/") or target == "TEACHING.md":
+            return f"[{label}]({posixpath.basename(target).lower()}{'#' + anchor if anchor else ''})"
         target = target.removeprefix("reports/") if target.startswith("reports/notebooks/") else target  # not made here
         return f'<a href="../../{target}">{label}</a>'
 
@@ -117,7 +119,7 @@ def works() -> dict[str, tuple[str, str]]:
 
 
 def cited(text: str, known: dict[str, tuple[str, str]]) -> str:
-    """Markdown whose links to works of the bibliography are citations: "Vincent (2011)", or a name and "[Luo, 2025]"."""
+    """Markdown whose links to works of the bibliography are citations: "Vincent [2011]", "DMD2 [Yin et al., 2024]"."""
 
     def cite(match: re.Match) -> str:
         label, url = match.groups()
