@@ -261,12 +261,12 @@ def style_is(scene: Scene, name: str) -> Tensor:
 def render(scene: Scene) -> Tensor:
     """Pictures of scenes, (n, 3, PIXELS, PIXELS) in [0, 1].
 
-    An outline is two pixels wide and black, on a black background white.
+    An outline runs around the shape, is two pixels wide and black, on a black background white.
     """
     to_edge = distance(scene.attributes[:, 0], scene.centre, scene.radius)
     mask, background = coverage(to_edge, scene.edge)[:, None], scene.background[:, :, None, None]
     image = background + mask * (_surface(scene) - background)
-    line = coverage(to_edge.abs() - PIXEL, scene.edge)[:, None] * style_is(scene, "outlined")
+    line = coverage((to_edge - PIXEL).abs() - PIXEL, scene.edge)[:, None] * style_is(scene, "outlined")
     ink = (scene.background.mean(-1) < 0.3).float()[:, None, None, None]
     image = image + line * (0.03 + 0.94 * ink - image)
     blotches = torch.nn.functional.interpolate(scene.blotches, size=(PIXELS, PIXELS), mode="bilinear")

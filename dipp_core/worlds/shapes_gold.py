@@ -63,15 +63,15 @@ def gold_parts(images: Tensor, attributes: Tensor) -> dict[str, Tensor]:
     liked = torch.tensor([style == shapes.PREFERRED for style in shapes.STYLES])
     return {
         "background": (-((background - asked).norm(dim=-1) / 0.2).square()).exp(),
-        "drawing": (-(away.amin(-1) / 0.12).square()).exp(),
+        "drawing": (-(away.amin(-1) / 0.14).square()).exp(),
         "centring": (-(centre.norm(dim=-1) / 0.2).square()).exp(),
         "style": ((away[:, ~liked].amin(-1) - away[:, liked].squeeze(-1)) / 0.01).sigmoid(),
     }
 
 
 def gold_of(parts: Mapping[str, Tensor]) -> Tensor:
-    """The gold score of parts (n,): their product, but halved and not zero in a style that the judge does not like."""
-    return parts["background"] * parts["drawing"] * parts["centring"] * (1 + parts["style"]) / 2
+    """The gold score of parts (n,): their product, a quarter of it in a style that the judge does not like."""
+    return parts["background"] * parts["drawing"] * parts["centring"] * (1 + 3 * parts["style"]) / 4
 
 
 def gold(images: Tensor, attributes: Tensor) -> Tensor:
