@@ -11,8 +11,8 @@ from dipp_core.book.site.chapters import Chapter, card, figure
 
 START = """# The Diff-Instruct++ companion
 
-A *one-step* text-to-image generator draws a picture in a single pass of a network. Two papers teach it what people like,
-without a single training image: Diff-Instruct++ {{cite:p}}`luo2025dipp` and Diff-Instruct\\* {{cite:p}}`luo2025distar`.
+A *one-step* text-to-image generator draws a picture in a single pass of a network. Two papers teach it what people
+like, without a single training image: Diff-Instruct++ {{cite:p}}`luo2025dipp` and Diff-Instruct\\* {{cite:p}}`luo2025distar`.
 This is an open implementation of both, as a book of notebooks that run. Begin with {begin}, look at the
 [results](#results), read [the code](code.md), or see how to [run it yourself](running.md). The [glossary](glossary.md)
 explains the words.
@@ -94,8 +94,8 @@ def miniature(reports: pathlib.Path, stems: dict[str, str], folder: pathlib.Path
     shown = figure(f'<img src="{picture}" alt="{alt}">', "", folder, alt) if (folder / picture).is_file() else ""
     return f"""## In the miniature
 
-Text to image, small enough for two CPU cores: pictures of 32 × 32 pixels that show a coloured shape, as a caption asks, and
-of which a hidden preference likes some better. One-step generators are aligned with a reward learned from that
+Text to image, small enough for two CPU cores: pictures of 32 × 32 pixels that show a coloured shape, as a caption asks,
+and of which a hidden preference likes some better. One-step generators are aligned with a reward learned from that
 preference, and judged by the preference itself, the gold score, which training never sees. A control takes as many
 steps without the reward.
 
