@@ -12,10 +12,10 @@ from dipp_core.book.site.chapters import Chapter, card, figure
 START = """# The Diff-Instruct++ companion
 
 A *one-step* text-to-image generator draws a picture in a single pass of a network. Two papers teach it what people
-like, without a single training image: Diff-Instruct++ {{cite:p}}`luo2025dipp` and Diff-Instruct\\* {{cite:p}}`luo2025distar`.
-This is an open implementation of both, as a book of notebooks that run. Begin with {begin}, look at the
-[results](#results), read [the code](code.md), or see how to [run it yourself](running.md). The [glossary](glossary.md)
-explains the words.
+like, without a single training image: Diff-Instruct++ {{cite:p}}`luo2025dipp` and Diff-Instruct\\*
+{{cite:p}}`luo2025distar`. This is an open implementation of both, as a book of notebooks that run. Begin with {begin},
+look at the [results](#results), read [the code](code.md), or see how to [run it yourself](running.md). The
+[glossary](glossary.md) explains the words.
 """
 LEASH = (
     "The idea, computed in a world where every quantity is known. Left: the score of the frozen reference diffusion "
