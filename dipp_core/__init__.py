@@ -34,11 +34,11 @@ adds a mean to its noise and learns only that; the reward is x itself, with beta
     >>> settings = algorithm.preset("dipp", alpha_rew=0.5, ta_steps=0, **shapes)
     >>> for record in algorithm.align(**roles, settings=settings, draw_cond=lambda *_: None, steps=150): pass
     >>> optimum = gaussian_optima.linear_shift_ikl(1.0, 1.0, 2.0, gaussian.noise_levels(noise, times, weight))
-    >>> print(f"mean {mean.item():.1f}, closed form {optimum.item():.1f}, tilted law of RLHF {1 / 2.0:.1f}")
-    mean 3.8, closed form 3.8, tilted law of RLHF 0.5
+    >>> print(f"mean {mean.item():.1f}, closed form {optimum.item():.1f}, tilted distribution of RLHF {1 / 2.0:.1f}")
+    mean 3.8, closed form 3.8, tilted distribution of RLHF 0.5
 
-With networks the assistant learns too (`ta_steps`, `ta_optimizer`): notebook 03. Why the end is not the tilted law:
-notebook 06. Text to image: `dipp_core.models.folders.load` and `dipp_core.rewards.public.load`.
+With networks the assistant learns too (`ta_steps`, `ta_optimizer`): notebook 03. Why it does not end at the tilted
+distribution: notebook 06. Text to image: `dipp_core.models.folders.load` and `dipp_core.rewards.public.load`.
 """
 
 __version__ = "0.1.0"

@@ -5,12 +5,21 @@ import fcntl
 import json
 import os
 import pathlib
+import re
+import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any
 
 
 class InputError(ValueError):
     """One line that says what is wrong with what was given, and what to do. Commands print it and end with code 2."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the line in a box instead of a trace; a `command` is not broken at its spaces."""
+        whole = re.sub(r"`[^`]+`", lambda found: found[0].replace(" ", "\xa0"), str(self))
+        lines = [part for line in whole.splitlines() for part in textwrap.wrap(line, 96, break_long_words=False)]
+        rule = "═" * max(map(len, lines), default=0)
+        return [rule, *(line.replace("\xa0", " ") for line in lines), rule]
 
 
 def root() -> pathlib.Path:

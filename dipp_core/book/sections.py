@@ -12,7 +12,7 @@ from dipp_core.book.section_types import Section
 from dipp_core.description import Description
 
 
-def whole(least: int, most: int | None = None, **how: int) -> Any:
+def whole(least: int, most: int | None = None, **how: Any) -> Any:
     """A whole number from `least` to `most`."""
     return Annotated[int, Field(ge=least, le=most, **how)]
 

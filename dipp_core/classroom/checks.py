@@ -130,7 +130,7 @@ def kl_by_spread(m: float, spread: float, lam: float, a: float, s: float) -> Jud
             a * a * (ref - own) / 2,
         "by spread: the term of log det is missing: without it nothing keeps the generator from collapsing.":
             a * a * spread * ref,
-        "by spread: where is the noise? Both laws are those at t.": spread / lam - 1 / spread,
+        "by spread: where is the noise? Both distributions are those at t.": spread / lam - 1 / spread,
     }  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def surrogate_mean(m: float, v: float, lam: float, a: float, s: float) -> Judged
         "mean_value: the part of the generator's own score is missing: E s_theta(x) x = -1, whatever the law.":
             mean + 1,
         "mean_value: E x^2 is the variance plus the squared mean.": _mean_and_kl(0.0, v, lam, a, s)[0],
-        "mean_value: where is the noise? Both laws are those of x_t.": (m * m + v) / lam - 1,
+        "mean_value: where is the noise? Both distributions are those of x_t.": (m * m + v) / lam - 1,
         "mean_value: that is the KL itself; the surrogate is another number, see section 4 of notebook 02.": kl,
     }  # fmt: skip
 
@@ -244,7 +244,7 @@ def surrogate_value(mean_value: Any, blind_spot: Any) -> str:
     for lam in (0.5, 1.0, 3.0):
         m, v = tensor(ask(blind_spot, lam), (2,), "blind_spot").tolist()
         if v <= 0:
-            raise Wrong(f"blind_spot: a variance of {v:g} is no law; v must be positive.")
+            raise Wrong(f"blind_spot: a variance of {v:g} is no distribution; v must be positive.")
         for a, s in ((1.0, 0.5), (0.6, 0.8)):
             mean, kl = _mean_and_kl(m, v, lam, a, s)
             if abs(mean) > 1e-4:
@@ -357,7 +357,7 @@ def landing(shifts: Any) -> str:
     numbers = ((1.0, 0.25, 2.0), (-0.6, 2.0, 0.5))
     points = [(*n, grid.noise_var, grid.w) for grid in noise_grids() for n in numbers]
     settle(shifts, points, {"DI++": ikl_shift, "tilted": tilted_shift}, "shifts")
-    return "Noise hides a thin direction from the leash, so the shift is never smaller than the tilted law's."
+    return "Noise hides thin directions, so the shift is never smaller than that of the tilted distribution."
 
 
 def collapse_beta(q: float, lam: float, s2: Tensor, w: Tensor) -> Judged:
@@ -379,7 +379,7 @@ def collapse(threshold: Any) -> str:
     """9. threshold(q, lam, noise_var, w) -> the largest beta at which the spread is gone."""
     points = [(*n, grid.noise_var, grid.w) for grid in noise_grids() for n in ((1.0, 1.0), (0.4, 0.1), (2.0, 4.0))]
     settle(threshold, points, {"The threshold": collapse_beta}, "threshold")
-    return "At any beta above 0 the tilted law keeps some spread; DI++ has none left from here on down."
+    return "At any beta above 0 the tilted distribution keeps some spread; DI++ has none left from here on down."
 
 
 def huber_beta(a: float, lam: float, alpha: Tensor, sigma: Tensor, w: Tensor) -> Judged:

@@ -107,8 +107,7 @@ HINTS: dict[int, tuple[str, str]] = {
         "x0 just found."),
     2: ("For each spelling, find the n that gives s(c) alone. That n is 'off', and alpha_cfg counts from it.",
         "Write the second spelling as s(c) + (..) [s(c) - s(0)] by adding and subtracting s(c)."),
-    3: ("At t both laws are Gaussian: N(alpha m, alpha^2 l^2 + sigma^2) and N(0, alpha^2 lam + sigma^2). Write "
-        "their KL.",
+    3: ("At t both are Gaussian: N(alpha m, alpha^2 l^2 + sigma^2) and N(0, alpha^2 lam + sigma^2). Write their KL.",
         "KL = [P / Q + (alpha m)^2 / Q - 1 + log Q - log P] / 2, P = alpha^2 l^2 + sigma^2. Then dP / dl = 2 "
         "alpha^2 l."),
     4: ("Which of the three tensors may carry gradient? The others are numbers that happen to be computed from it.",

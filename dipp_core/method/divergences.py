@@ -1,4 +1,4 @@
-"""The two divergences between the generator's law and the reference, as losses with the right gradient.
+"""The two divergences between the generator's distribution and the reference, as losses with the right gradient.
 
 Neither divergence can be evaluated, but both gradients can, given s_ta, the score of the generator's diffused samples.
 A `*_surrogate` is a loss whose *gradient* is the one wanted; its value means nothing and is no objective.
@@ -77,9 +77,9 @@ def score_divergence_surrogate(
 ) -> Tensor:
     """DI*: w(t) {-d'(y)}^T {s_ta(xt) - grad log p(xt | x0)},  y = s_ta(xt) - s_ref(xt),  xt with gradient throughout.
 
-    In expectation its gradient is that of  integral of w(t) E_{xt ~ sg[p_t]} d(s_theta(xt) - s_ref(xt)) dt, the law of
-    xt held fixed. The gradient enters through xt *inside* d', *inside* s_ta and *inside* s_ref, so s_ta and s_ref must
-    come with their graphs (through xt only); s_cond is `conditional_score`. All (*t, sample) -> (*t).
+    In expectation its gradient is that of  integral of w(t) E_{xt ~ sg[p_t]} d(s_theta(xt) - s_ref(xt)) dt, the
+    distribution of xt held fixed. The gradient enters through xt *inside* d', *inside* s_ta and *inside* s_ref, so s_ta
+    and s_ref must come with their graphs (through xt only); s_cond is `conditional_score`. All (*t, sample) -> (*t).
 
     Algorithm 1, line 10b.
     """

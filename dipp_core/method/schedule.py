@@ -1,4 +1,4 @@
-"""Noise schedules, laws of the time t, weightings w(t), and conversions between what networks predict.
+"""Noise schedules, distributions of the time t, weightings w(t), and conversions between what networks predict.
 
 Time runs from t = 0 (data) to t = 1 (noise) and
 
@@ -137,7 +137,7 @@ def edm(sigma_min: float = 0.002, sigma_max: float = 80.0) -> NoiseSchedule:
 
 @dataclass(frozen=True)
 class TimeSampler:
-    """A law pi(t) on [0, 1], given by its quantile function u -> t (float64).
+    """A distribution pi(t) on [0, 1], given by its quantile function u -> t (float64).
 
     Calling it draws t; `nodes(n)` is the midpoint rule in u, t_i = quantile((i + 1/2) / n), each of mass 1 / n, with
     which expectations under pi are computed without randomness.
@@ -170,7 +170,7 @@ def uniform_index_time(schedule: NoiseSchedule, low: int, high: int) -> TimeSamp
 
 
 def lognormal_sigma_time(schedule: NoiseSchedule, p_mean: float = -1.2, p_std: float = 1.2) -> TimeSampler:
-    """EDM's law: log(sigma / alpha) ~ N(p_mean, p_std^2), clamped to the schedule's range."""
+    """EDM's distribution: log(sigma / alpha) ~ N(p_mean, p_std^2), clamped to the schedule's range."""
 
     def quantile(u: Tensor) -> Tensor:
         return schedule.time_of_noise_ratio((p_mean + p_std * torch.special.ndtri(u)).exp())

@@ -231,6 +231,14 @@ def test_a_damaged_run_is_one_line(by_hand, kept):
             find(STAGE, name, scale="mini")
 
 
+def test_in_a_notebook_what_is_missing_is_a_box_with_a_whole_command(by_hand):
+    with pytest.raises(InputError) as caught:
+        report.load_tensors(STAGE, "nets", scale="mini")
+    top, *lines, bottom = caught.value._render_traceback_()
+    assert (top, set(top)) == (bottom, {"═"})
+    assert any(f"`make repro STAGE={STAGE}`" in line for line in lines)
+
+
 def test_runs_of_another_scale_are_refused(by_hand):
     save(by_hand / "reports", scale="smoke")
     for find, name in ((report.load_tensors, "nets"), (report.find_folder, "model")):

@@ -42,7 +42,7 @@ MISTAKES = [
     (5, "(m**2 + v)", "v", "the variance plus the squared mean"),
     (5, " - 1", "", "part of the generator's own score is missing"),
     (5, "math.sqrt(lam / 2), lam / 2", "0.0, lam", "that is the reference"),
-    (5, "math.sqrt(lam / 2), lam / 2", "math.sqrt(2 * lam), -lam", "is no law"),
+    (5, "math.sqrt(lam / 2), lam / 2", "math.sqrt(2 * lam), -lam", "is no distribution"),
     (5, "math.sqrt(lam / 2), lam / 2", "math.sqrt(lam), lam", "not 0 there"),
     (6, "slope = slope.detach() if", "slope = slope if", "Two letters have the same answer"),
     (6, "x0 = case.x0.clone().requires_grad_()", 'cut = {"s_ta": "s_ref", "s_ref": "s_ta"}.get(cut, cut)\n'

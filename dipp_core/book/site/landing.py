@@ -9,17 +9,18 @@ import pathlib
 
 from dipp_core.book.site.chapters import Chapter, card, figure
 
-START = """# One step, and what people like
+START = """# The Diff-Instruct++ companion
 
-Two papers teach a *one-step* text-to-image generator what people like, without a single training image:
-[Diff-Instruct++](https://arxiv.org/abs/2410.18881) and [Diff-Instruct\\*](https://arxiv.org/abs/2410.20898). This is an
-open implementation of both, written as a book that runs. Begin with {begin}, look at the
-[results](#results), or read [the code](code.md).
+A *one-step* text-to-image generator draws a picture in a single pass of a network. Two papers teach it what people
+like, without a single training image: Diff-Instruct++ {{cite:p}}`luo2025dipp` and Diff-Instruct\\*
+{{cite:p}}`luo2025distar`. This is an open implementation of both, as a book of notebooks that run. Begin with {begin},
+look at the [results](#results), read [the code](code.md), or see how to [run it yourself](running.md). The
+[glossary](glossary.md) explains the words.
 """
 LEASH = (
-    "The whole idea, computed in a world where everything is known. Left: the score of the frozen reference diffusion "
+    "The idea, computed in a world where every quantity is known. Left: the score of the frozen reference diffusion "
     "points to where pictures should be. Middle: the score of the assistant points to where the generator is now. "
-    "Right: their difference is the leash (orange) that holds the generator while the reward (pink) pulls."
+    "Right: their difference (orange) holds the generator while the reward (pink) pulls."
 )
 # claim, the metric that measures it, what it is held to
 CHECKED = (
@@ -93,8 +94,10 @@ def miniature(reports: pathlib.Path, stems: dict[str, str], folder: pathlib.Path
     shown = figure(f'<img src="{picture}" alt="{alt}">', "", folder, alt) if (folder / picture).is_file() else ""
     return f"""## In the miniature
 
-Text to image, small enough for two CPU cores: one-step generators aligned with a learned reward, judged by a gold score
-that training never sees. A control takes the same steps without the reward.
+Text to image, small enough for two CPU cores: pictures of 32 × 32 pixels that show a coloured shape, as a caption asks,
+and of which a hidden preference likes some better. One-step generators are aligned with a reward learned from that
+preference, and judged by the preference itself, the gold score, which training never sees. A control takes as many
+steps without the reward.
 
 {table(["Generator", *COLUMNS.values()], rows)}
 
