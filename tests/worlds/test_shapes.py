@@ -123,11 +123,11 @@ def test_styles_have_their_stated_shares_and_are_told_apart_in_clean_pictures(dr
 
 
 @pytest.mark.parametrize("style", shapes.STYLES)
-def test_the_picture_that_the_caption_describes_is_worth_one_in_the_preferred_style_and_half_in_another(style):
+def test_the_picture_that_the_caption_describes_is_worth_one_in_the_preferred_style_and_a_quarter_in_another(style):
     rows = shapes.all_attributes()
     score = shapes_gold.gold(shapes.render(shapes.ideal_scene(rows, style)), rows)
-    worth = 1.0 if style == shapes.PREFERRED else 0.5
-    torch.testing.assert_close(score, torch.full((192,), worth), atol=5e-3, rtol=0)
+    worth = 1.0 if style == shapes.PREFERRED else 0.25
+    assert 0.95 * worth < score.median() <= score.max() < worth + 0.01
 
 
 def test_every_flaw_lowers_its_own_part_of_the_score(drawn):
@@ -138,8 +138,8 @@ def test_every_flaw_lowers_its_own_part_of_the_score(drawn):
     lowered = {"off centre": "centring", "washed out": "drawing", "blurred": "drawing", "blotchy": "drawing"}
     for k, flaw in enumerate(shapes.FLAWS):
         only = scenes.flaws[:, k] & (count == 1)
-        assert parts[lowered[flaw]][only].mean() < 0.8 * parts[lowered[flaw]][clean].mean(), flaw
-        assert quality[only].mean() < 0.8 * quality[clean].mean(), flaw
+        assert parts[lowered[flaw]][only].mean() < 0.85 * parts[lowered[flaw]][clean].mean(), flaw
+        assert quality[only].mean() < 0.85 * quality[clean].mean(), flaw
 
 
 def test_a_picture_of_something_else_is_worth_less(drawn):
