@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(value PATH)
 export OMP_WAIT_POLICY ?= PASSIVE
 .DEFAULT_GOAL := help
-.PHONY: help setup repro repro-long exp test lint strip lab slides bench bench-large bench-gpu clean
+.PHONY: help setup repro repro-long times keep exp test lint strip lab slides bench bench-large bench-gpu clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -18,6 +18,11 @@ repro: setup  ## set up, then regenerate every figure and table that is out of d
 
 repro-long: setup  ## the same for many seeds, into reports/long: hours; what is done already is not done again
 	@$(BIN)/python -m dipp_core.book.pipeline long
+times: setup  ## what the last run of every stage took, and all of them together
+	@$(BIN)/python -m dipp_core.book.pipeline times
+
+keep: setup  ## after a whole run: put the networks of 91 and 92 into data/networks, in half precision
+	$(BIN)/python -m dipp_core.book.pipeline keep
 
 exp: setup  ## try a number, e.g. SET=scores_and_one_step_generators.lr=0.01; `git checkout params.yaml` leads back
 	$(BIN)/python -m dvc exp run -S $(SET)

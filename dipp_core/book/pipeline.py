@@ -4,6 +4,7 @@
     make repro-long          make the worlds' stages at scale `long`, into reports/long
     make strip, make lint    remove outputs from notebooks before a commit; check what every notebook must be
     make slides              write the lectures, reports/slides/index.html
+    make times, make keep    what all stages took; put the networks of 91 and 92 into the repository
 
 For the stages of dvc.yaml, and by hand, `.venv/bin/python -m dipp_core.book.pipeline` takes a command:
 
@@ -23,6 +24,7 @@ import errno
 import hashlib
 import importlib
 import json
+import math
 import os
 import pathlib
 import platform
@@ -32,11 +34,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 
-from dipp_core.book import config, executed, machine, sources
+from dipp_core.book import config, executed, machine, networks, sources
 from dipp_core.files import InputError, only_one, root, write_whole
 
 DISK_FULL = os.strerror(errno.ENOSPC)
+PUBLISHED = "reports/manifests"
 INPUTS = ("dipp_core", "notebooks", "data", "params.yaml", "requirements.lock", "dvc.yaml")
 PACKAGES = ("torch", "numpy", "matplotlib", "pandas", "diffusers", "transformers")
 
@@ -180,13 +184,50 @@ def target(stage: str) -> str:
 
 
 def repro(stage: str | None) -> int:
-    """`make repro`, once params.yaml is known to be right; says at the end what every stage took."""
+    """`make repro`, once params.yaml is known to be right; tells where it is, and at the end what every stage took.
+
+    One stage at a time, as DVC has it. The long stages use both cores themselves (`training.run.each`); a second
+    `dvc repro` beside the first would use the core that a short stage leaves idle, but DVC waits three seconds for the
+    other's lock and then fails, which is no way to begin half an hour of work.
+    """
     config.check()
-    words = [sys.executable, "-m", "dvc", "repro", *([target(stage)] if stage else [])]
-    code = subprocess.run(words, cwd=root()).returncode
-    if not code:
-        print(shares(root() / "reports" / "manifests"))
-    return code
+    words, folder = [sys.executable, "-m", "dvc", "repro", *([target(stage)] if stage else [])], root() / PUBLISHED
+    known = {one["stage"]: one["wall_seconds"] for one in manifests(folder) if one["scale"] == config.read()["scale"]}
+    with subprocess.Popen(words, cwd=root(), stdout=subprocess.PIPE, text=True) as dvc:
+        for line in progress(dvc.stdout or [], known, 0 if stage else len(stages())):
+            print(line, flush=True)
+    if not dvc.returncode:
+        print(shares(folder))
+    return dvc.returncode
+
+
+def progress(
+    lines: Iterable[str], known: dict[str, float], count: int, clock: Callable[[], float] = time.monotonic
+) -> Iterator[str]:
+    """What DVC prints, and of every stage which it is, how long it and the others will take, how long it has taken.
+
+    known: seconds of a stage's last run. count: of all stages, 0 if only some are asked for, of which DVC does not say
+    how many. What is left is an upper bound, since DVC may find later stages up to date.
+    """
+    left, number, begun = dict(known), 0, None
+    for line in lines:
+        if found := re.match(r"(Running stage|Stage) '(?:\w+@)?(\w+)'", line):
+            if begun:
+                yield f"{begun[0]} took {clock() - begun[1]:.0f} s"
+            number, stage, all_left = number + 1, found[2], sum(left.values())
+            seconds = left.pop(stage, None)
+            begun = (stage, clock()) if found[1] == "Running stage" else None
+            if begun:
+                told = f"{stage}, about {seconds:.0f} s" if seconds else stage
+                whole = f"; at most about {math.ceil(all_left / 60)} min left in all" if count and left else ""
+                yield (f"[{number} of {count}] " if count else "") + told + whole
+        yield line.rstrip("\n")
+    if begun:
+        yield f"{begun[0]} took {clock() - begun[1]:.0f} s"
+
+
+def manifests(folder: pathlib.Path) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
 def is_made(stage: str, values: dict, manifest: pathlib.Path, *, after: str) -> bool:
@@ -217,14 +258,14 @@ def repro_long() -> int:
 
 def shares(folder: pathlib.Path) -> str:
     """A line for every stage that has a manifest: wall time of its last run, share of the sum, CPU time, memory."""
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-    total = sum(one["wall_seconds"] for one in found)
+    found = manifests(folder)
+    total, cpu_total = (sum(one[key] for one in found) for key in ("wall_seconds", "cpu_seconds"))
     lines = [f"{'last run of each stage':36s} {'wall':>8s} {'share':>6s} {'CPU':>8s} {'memory':>9s}  scale"]
     for one in found:
         share, wall, cpu = 100 * one["wall_seconds"] / total, one["wall_seconds"], one["cpu_seconds"]
         memory = f"{one['peak_memory_mib'] / 1024:5.1f} GiB"
         lines.append(f"{one['stage']:36s} {wall:6.0f} s {share:4.1f} % {cpu:6.0f} s {memory}  {one['scale']}")
-    return "\n".join([*lines, f"{'together':36s} {total / 60:5.1f} min"])
+    return "\n".join([*lines, f"{'together':36s} {total / 60:4.1f} min {'':6s} {cpu_total:6.0f} s"])
 
 
 def lint(stage: str) -> list[str]:
@@ -249,7 +290,7 @@ def command(arguments: list[str] | None) -> int:
         prog=".venv/bin/python -m dipp_core.book.pipeline", description=__doc__.split("\n")[0]
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("clean", "long", "site", "slides", "lint", "strip"):
+    for name in ("clean", "keep", "lint", "long", "site", "slides", "strip", "times"):
         commands.add_parser(name)
     commands.add_parser("repro").add_argument("stage", nargs="?")
     one = commands.add_parser("run")
@@ -267,6 +308,8 @@ def command(arguments: list[str] | None) -> int:
         run(args.stage, config.read_pairs(args.set), args.reports)
     elif args.command == "clean":
         sources.write_all()
+    elif args.command in ("times", "keep"):
+        print(shares(root() / PUBLISHED) if args.command == "times" else networks.keep())
     elif args.command == "strip":
         for stage in sources.stages():
             sources.strip(stage)

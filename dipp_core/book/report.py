@@ -186,22 +186,46 @@ def _cure(stage: str) -> str:
     return f"run `make repro STAGE={stage}`, or the notebook {stage} by hand, first"
 
 
-def _found(stage: str, name: str, marker: str = "") -> pathlib.Path:
-    """What a stage saved: beside this run's own results, or in reports/scratch by hand; else what is published."""
-    reports = root() / "reports"
+def _facts(path: pathlib.Path, stage: str) -> dict:
+    """What was saved with a folder or a file of tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    cure = f"remove {path} and {_cure(stage)}"
+    try:
+        if path.is_dir():
+            facts = read_json(path / "facts.json", cure)
+        else:
+            with safe_open(path, framework="pt") as file:
+                facts = json.loads((file.metadata() or {})["facts"])
+        facts["scale"]
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} cannot be read ({type(error).__name__}); {cure}") from None
+    return facts
+
+
+def _found(stage: str, name: str, scale: str) -> tuple[pathlib.Path, dict]:
+    """What a stage saved at a scale: beside this run's own results, or in reports/scratch by hand; else published.
+
+    By hand, and where neither has any, what `make keep` left in data/networks.
+    """
+    reports, by_hand = root() / "reports", "DIPP_REPORTS" not in os.environ
     own = pathlib.Path(os.environ.get("DIPP_RESULTS") or reports / "scratch")
-    for path in (own / "runs" / stage / name, reports / "runs" / stage / name):
-        if (path / marker).is_file():
-            return path
-    raise InputError(f"{reports / 'runs' / stage / name} is missing: {_cure(stage)}")
-
-
-def _check_scale(path: pathlib.Path, stage: str, facts: Any, scale: str) -> None:
-    if not isinstance(facts, dict) or "scale" not in facts:
-        raise InputError(f"{path} cannot be read; remove it and {_cure(stage)}")
-    if facts["scale"] != scale:
+    kept, other = root() / "data" / "networks", ""
+    for runs in (own / "runs", reports / "runs", *([kept] if by_hand else [])):
+        path = runs / stage / name
+        if not path.exists():
+            continue
+        facts = _facts(path, stage)
+        if facts["scale"] == scale:
+            if by_hand:
+                own_run = f", in half precision; `make repro STAGE={stage}` makes your own" if runs == kept else ""
+                print(f"using {path}{own_run}")
+            return path, facts
         made = f"{path} was made at scale '{facts['scale']}', this notebook runs at '{scale}'"
-        raise InputError(f"{made}: {_cure(stage)} with `scale: {scale}`")
+        other = other or f"{made}: {_cure(stage)} with `scale: {scale}`"
+    raise InputError(other or f"{reports / 'runs' / stage / name} is missing: {_cure(stage)}")
 
 
 def load_tensors(stage: str, name: str, *, scale: str) -> "tuple[dict[str, Tensor], dict]":
@@ -209,24 +233,15 @@ def load_tensors(stage: str, name: str, *, scale: str) -> "tuple[dict[str, Tenso
 
     `scale` is that of the notebook that asks: results of different scales are not mixed.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
 
-    path = _found(stage, f"{name}.safetensors")
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["facts"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is no dict
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({type(error).__name__}); remove it and {_cure(stage)}") from None
-    _check_scale(path, stage, facts, scale)
-    if "DIPP_REPORTS" not in os.environ:
-        print(f"using {path}")
+    path, facts = _found(stage, f"{name}.safetensors", scale)
+    tensors = load_file(path)
+    if path.is_relative_to(root() / "data"):  # kept in half precision
+        tensors = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
     return tensors, facts
 
 
 def find_folder(stage: str, name: str, *, scale: str) -> tuple[pathlib.Path, dict]:
     """The folder that a stage made under this name, and the facts that went along; `scale` is that of who asks."""
-    folder = _found(stage, name, "facts.json")
-    facts = read_json(folder / "facts.json", f"remove {folder} and {_cure(stage)}")
-    _check_scale(folder, stage, facts, scale)
-    return folder, facts
+    return _found(stage, name, scale)

@@ -86,10 +86,37 @@ def test_the_manifest_says_where_the_numbers_come_from(finished):
     assert {"commit", "params_sha256", "device", "wall_seconds", "cpu_seconds"} <= set(content)
 
 
-def test_what_every_stage_took_is_told_in_a_line(finished):
-    lines = pipeline.shares(finished / "reports" / "manifests").splitlines()
-    assert [line.split()[0] for line in lines[1:]] == ["02_count", "together"]
-    assert "100.0 %" in lines[1]
+def test_what_every_stage_took_is_told_in_a_line_and_the_sum_in_the_last(finished, capsys):
+    place = finished / "reports/manifests"
+    one = json.loads((place / "02_count.json").read_text())
+    (place / "03_other.json").write_text(json.dumps(one | {"stage": "03_other", "cpu_seconds": 1000.0}))
+    assert pipeline.main(["times"]) == 0
+    (place / "03_other.json").unlink()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == ["02_count", "03_other", "together"]
+    assert "50.0 %" in lines[1]
+    assert lines[-1].endswith(f" {one['cpu_seconds'] + 1000:.0f} s")
+
+
+def test_a_stage_that_begins_is_told_with_its_place_and_the_time_left():
+    """DVC's own lines stay; what is left counts every stage that it has not come to."""
+    printed = [
+        "Stage 'sources' didn't change, skipping\n",
+        "Running stage 'theory@02_count':\n",
+        "> python -m dipp_core.book.pipeline run 02_count\n",
+        "Stage '03_old' didn't change, skipping\n",
+        "Running stage '04_new':\n",
+    ]
+    known, ticks = {"02_count": 60.0, "03_old": 120.0, "05_last": 50.0}, iter([0.0, 70.0, 70.0, 75.0])
+    lines = list(pipeline.progress(printed, known, 5, lambda: next(ticks)))
+    assert [line for line in lines if f"{line}\n" not in printed] == [
+        "[2 of 5] 02_count, about 60 s; at most about 4 min left in all",
+        "02_count took 70 s",
+        "[4 of 5] 04_new; at most about 1 min left in all",
+        "04_new took 5 s",
+    ]
+    assert [line for line in lines if f"{line}\n" in printed] == [line.rstrip() for line in printed]
+    assert next(pipeline.progress(printed[1:2], known, 0, lambda: 0.0)) == "02_count, about 60 s"
 
 
 def test_a_run_with_other_values_elsewhere_leaves_the_reports_alone(small, run, tmp_path, old_results, monkeypatch):

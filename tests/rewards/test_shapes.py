@@ -9,6 +9,8 @@ from dipp_core.files import InputError
 from dipp_core.rewards import shapes as judges
 from dipp_core.worlds import shapes
 
+SIZES = (*shapes.ATTRIBUTE_SIZES, len(shapes.STYLES))
+
 
 def rng(seed=0):
     return torch.Generator().manual_seed(seed)
@@ -72,21 +74,23 @@ def test_the_losses_in_closed_form():
 
 def test_the_classifier_answers_for_every_attribute(batch):
     torch.manual_seed(0)
-    classifier, (images, rows) = judges.AttributeClassifier(shapes.ATTRIBUTE_SIZES), batch
+    classifier, (images, rows) = judges.AttributeClassifier(SIZES), batch
     logits = classifier(images)
-    assert [part.shape for part in logits] == [(16, size) for size in shapes.ATTRIBUTE_SIZES]
+    assert [part.shape for part in logits] == [(16, size) for size in SIZES]
     assert classifier.features(images).shape == (16, judges.IMAGE_FEATURES)
-    right = classifier.right(images, torch.stack([part.argmax(-1) for part in logits], dim=-1))
+    best = torch.stack([part.argmax(-1) for part in logits], dim=-1)
+    right = classifier.right(images, best[:, :4])
     assert right.shape == rows.shape
     assert right.all()
+    assert torch.equal(classifier.style(images), best[:, 4])
 
 
 def test_judges_come_back_from_their_tensors_and_are_frozen(reward, batch):
     torch.manual_seed(1)
-    classifier, (images, rows) = judges.AttributeClassifier(shapes.ATTRIBUTE_SIZES), batch
+    classifier, (images, rows) = judges.AttributeClassifier(SIZES), batch
     tensors = {f"reward.{name}": value for name, value in reward.state_dict().items()}
     tensors |= {f"classifier.{name}": value for name, value in classifier.state_dict().items()}
-    again = judges.judges_from(tensors, words=shapes.vocabulary(), sizes=shapes.ATTRIBUTE_SIZES)
+    again = judges.judges_from(tensors, words=shapes.vocabulary(), sizes=SIZES)
     assert torch.equal(again[0](images, shapes.captions(rows)), reward(images, shapes.captions(rows)))
     assert torch.equal(again[1].features(images), classifier.features(images))
     assert not any(weight.requires_grad for judge in again for weight in judge.parameters())
