@@ -49,7 +49,7 @@ def reports(checkout, tmp_path_factory):
     root = tmp_path_factory.mktemp("site") / "a book"
     (root / "reports/notebooks").mkdir(parents=True)
     (root / "dipp_core").mkdir()
-    for name in ("data", "docs", "notebooks", "TEACHING.md", "README.md", "params.yaml"):
+    for name in ("data", "docs", "notebooks", "TEACHING.md", "README.md", "params.yaml", "environment.yml"):
         (root / name).symlink_to(checkout / name)
     for name in ("__init__.py", "files.py"):
         shutil.copyfile(checkout / "dipp_core" / name, root / "dipp_core" / name)
