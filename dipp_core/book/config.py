@@ -1,8 +1,8 @@
 """params.yaml, validated: every notebook reads its own section through `section`, at the scale named there.
 
-A value may be plain or a mapping {smoke, mini, full}; `section` picks the scale first and validates afterwards, so a
-notebook only ever sees plain, checked numbers. Every mistake becomes one line that names the key, what was found, what
-is allowed, and the nearest valid name.
+A value may be plain or a mapping {smoke, mini, long, full}; without `long`, that is as mini. `section` picks the scale
+first and validates afterwards, so a notebook only ever sees plain, checked numbers. Every mistake becomes one line
+that names the key, what was found, what is allowed, and the nearest valid name.
 """
 
 import difflib
@@ -19,7 +19,7 @@ from dipp_core.book.section_types import Globals, Section
 from dipp_core.book.sections import SECTIONS
 from dipp_core.files import InputError, first_line, root
 
-SCALES = ("smoke", "mini", "full")
+SCALES = ("smoke", "mini", "long", "full")
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -79,6 +79,8 @@ def _at_scale(value: Any, scale: str, key: str) -> Any:
     if unknown := [name for name in value if name not in SCALES]:
         hint = f"allowed: {', '.join(SCALES)}{nearest(unknown[0], SCALES)}"
         raise InputError(f"params.yaml: {key}.{unknown[0]}: unknown scale; {hint}")
+    if scale == "long" and scale not in value:
+        scale = "mini"
     if scale not in value:
         raise InputError(f"params.yaml: {key}: no value for scale '{scale}'; found only {', '.join(value)}")
     return value[scale]

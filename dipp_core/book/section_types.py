@@ -9,7 +9,7 @@ class Section(BaseModel):
     """What every notebook has: the scale and the seed of the run, beside its own numbers."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    scale: Literal["smoke", "mini", "full"]
+    scale: Literal["smoke", "mini", "long", "full"]
     seed: Annotated[int, Field(ge=0, lt=2**31)]
 
 

@@ -30,7 +30,8 @@ class Method:
 METHODS = {
     "dipp_one": Method("DI++, $w = 1$", "beta", "reward", "s"),
     "dipp_sigma2": Method(r"DI++, $w \propto \sigma^2$", "beta", "gen", "o"),
-    "distar": Method("DI*", "beta", "accent", "D"),
+    "distar_one": Method("DI*, $w = 1$", "beta", "light", "D"),
+    "distar_sigma2": Method(r"DI*, $w \propto \sigma^2$", "beta", "accent", "D"),
     "exact_tilt": Method("exact tilt", "beta", "ref", "^"),
     "best_of_n": Method("best of n", "n", "ta", "P"),
     "reinforce_kl": Method("REINFORCE with KL", "kl_weight", "data", "v"),
