@@ -55,7 +55,7 @@ def test_the_committed_parameters_are_valid_at_every_scale(checkout, monkeypatch
     config.check()
 
 
-@pytest.mark.parametrize(("scale", "steps"), [("smoke", 10), ("mini", 100), ("full", 1000)])
+@pytest.mark.parametrize(("scale", "steps"), [("smoke", 10), ("mini", 100), ("long", 100), ("full", 1000)])
 def test_a_value_is_picked_at_the_scale_of_the_file(params, scale, steps):
     params(GOOD.replace("scale: mini", f"scale: {scale}"))
     assert config.section("03_widths") == Widths(
@@ -77,7 +77,7 @@ WRONG = {
     "too small": (("0.5", "-1.0"), "widths.rate: found -1.0 (float); allowed: greater than 0"),
     "unknown choice": (("round", "rond"), "widths.shape: found 'rond' (str); allowed: 'round' or 'square'"),
     "inside a list": (("0.9", "high"), "widths.levels.1: found 'high' (str); allowed: a valid number"),
-    "unknown scale": (("scale: mini", "scale: minni"), "allowed: 'smoke', 'mini' or 'full'; did you mean 'mini'?"),
+    "unknown scale": (("scale: mini", "scale: minni"), "allowed: 'smoke', 'mini', 'long' or 'full'; did you mean 'mini'?"),
     "unknown scale of a value": (("mini: 100", "mimi: 100"), "widths.steps.mimi: unknown scale; allowed: smoke, mini"),
     "no value for the scale": ((", mini: 100", ""), "widths.steps: no value for scale 'mini'; found only smoke, full"),
     "seed in a section": (("rate: 0.5", "rate: 0.5\n  seed: 3"), "widths.seed: belongs at the top of the file"),
