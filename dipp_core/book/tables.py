@@ -314,7 +314,9 @@ def told(found: claims.Evidence) -> str:
     for about, answer in claims.answers(found).items():
         group = [(one, outcome) for check, one, outcome in found if check.about == about]
         met = sum(outcome == MET for _, outcome in group)
-        values = "; ".join(in_words(one) for one, _ in group if one) or MISSING
+        found_here = sorted((one for one, _ in group if one), key=lambda one: one.value)
+        shown = found_here if len(found_here) <= 4 else [found_here[0], found_here[-1]]
+        values = (" to " if len(found_here) > 4 else "; ").join(map(in_words, shown)) or MISSING
         lines.append(f"{about}: {answer} ({met} of {len(group)} tests met): {values}")
     return ". ".join(lines)
 
