@@ -30,7 +30,6 @@ METRICS = (
     "22_distillation",
     "23_alignment",
     "24_miniature_results",
-    "92_your_own_preferences",
 )
 FULL = ("30_sd15", "31_pixart", "40_evaluation")
 REPORTED = ("source", "table", "model", "alpha_rew", "alpha_cfg", "metric")  # what names a reported number
