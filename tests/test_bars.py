@@ -2,7 +2,12 @@
 
 import json
 
+import pandas as pd
 import pytest
+import torch
+
+from dipp_core.book.results import look_up
+from dipp_core.evaluation import intervals
 
 BARS = [
     ("01_scores_and_one_step_generators", "alpha_rel_diff_to_diffusers", 0, 1e-6),
@@ -21,23 +26,17 @@ BARS = [
     ("06_where_is_the_optimum", "huber_critical_beta.diverges_below", True, True),
     ("06_where_is_the_optimum", "huber_critical_beta.converges_above", True, True),
     ("10_distillation_2d", "coverage.worst", 8, 8),
-    ("10_distillation_2d", "precision.worst", 0.97, 1),
-    ("10_distillation_2d", "sw2.worst", 0, 0.13),
-    ("11_alignment_2d", "dipp_sw2_to_exact_optimum.sigma2.worst_seed", 0, 0.15),
-    ("11_alignment_2d", "dipp_sw2_to_exact_optimum.one.worst_mean", 0, 0.20),
-    ("11_alignment_2d", "dipp_reward_rel_err.sigma2_to_beta_8", 0, 0.03),
-    ("11_alignment_2d", "exact_tilt_sw2_to_tilted.worst_seed", 0, 0.12),
-    ("11_alignment_2d", "cfg_sw2_to_cfg_optimum.worst_seed", 0, 0.15),
     ("11_alignment_2d", "duality_gap", 0, 0.05),
-    ("11_alignment_2d", "distar_threshold.rel_diff", 0, 0.3),
+    ("11_alignment_2d", "distar_threshold.ring_2.over_fisher", 1, None),
+    ("11_alignment_2d", "distar_threshold.ring_2.over_gaussian", 0, 1),
+    ("11_alignment_2d", "distar_threshold.ring_3.over_fisher", 1, None),
+    ("11_alignment_2d", "distar_threshold.ring_3.over_gaussian", 0, 1),
     ("12_pareto_2d", "duality_gap", 0, 0.05),
-    ("12_pareto_2d", "monotone_seeds.dipp_sigma2.reward", 5, 5),
-    ("12_pareto_2d", "monotone_seeds.dipp_sigma2.ikl", 5, 5),
-    ("12_pareto_2d", "monotone_seeds.dipp_one.reward", 5, 5),
-    ("12_pareto_2d", "monotone_seeds.dipp_one.ikl_where_exact_step_exceeds_floor", 5, 5),
+    ("12_pareto_2d", "seeds", 10, None),
+    ("12_pareto_2d", "distar_less_dipp_same_weight.sigma2.kl_1.low", 0, None),
     ("13_reward_hacking_2d", "hump_drop.one", 0.3, None),
     ("13_reward_hacking_2d", "hump_drop.sigma2", 0.3, None),
-    ("13_reward_hacking_2d", "hump_outside_two_se", True, True),
+    ("13_reward_hacking_2d", "hump_outside_interval", True, True),
     ("13_reward_hacking_2d", "learned_reward_rises_all_the_way.one", True, True),
     ("13_reward_hacking_2d", "learned_reward_rises_all_the_way.sigma2", True, True),
     ("13_reward_hacking_2d", "correlation_on_data_min", 0.95, 1),
@@ -94,9 +93,23 @@ BARS = [
     ("93_solutions", "right", 18, 18),
 ]
 
+# Bars with chance in them, from seeds that the published run does not use (data/plane/fresh_seeds.csv, made by
+# tests/fresh_seeds.py): the published number, the number of that table, and whether it is the worst seed or the mean.
+FRESH = [
+    ("10_distillation_2d", "sw2.worst", "sw2", True),
+    ("11_alignment_2d", "dipp_sw2_to_exact_optimum.sigma2.beta_2.seed", "sw2_to_optimum.sigma2.2", True),
+    ("11_alignment_2d", "dipp_sw2_to_exact_optimum.sigma2.beta_8.seed", "sw2_to_optimum.sigma2.8", True),
+    ("11_alignment_2d", "dipp_sw2_to_exact_optimum.one.beta_2.mean", "sw2_to_optimum.one.2", False),
+    ("11_alignment_2d", "dipp_sw2_to_exact_optimum.one.beta_4.mean", "sw2_to_optimum.one.4", False),
+    ("11_alignment_2d", "exact_tilt_sw2_to_tilted.at_0.5.seed", "sw2_to_tilted.0.5", True),
+    ("11_alignment_2d", "cfg_sw2_to_cfg_optimum.at_4.seed", "sw2_to_guided_optimum.4", True),
+    ("11_alignment_2d", "dipp_reward_ratio.sigma2_beta_2", "reward_ratio.sigma2.2", False),
+    ("11_alignment_2d", "dipp_reward_ratio.sigma2_beta_8", "reward_ratio.sigma2.8", False),
+]
+ALARM = 1e-3  # the chance that a bar is passed although nothing is wrong, each
+
 # what was asked for and is not met: kept as it was asked, and said where the results are; a bar that is met moves up
 NOT_MET = [
-    ("11_alignment_2d", "dipp_sw2_to_exact_optimum.one.worst_seed", 0, 0.20),
 ]
 
 
@@ -104,10 +117,7 @@ def published(checkout, stage, key):
     """A published number; one that a reader made at smoke scale promises nothing."""
     if json.loads((checkout / f"reports/manifests/{stage}.json").read_text())["scale"] == "smoke":
         pytest.skip("a reader's run at smoke scale promises nothing")
-    value = json.loads((checkout / f"reports/metrics/{stage}.json").read_text())
-    for part in key.split("."):
-        value = value[part]
-    return value
+    return look_up(json.loads((checkout / f"reports/metrics/{stage}.json").read_text()), key)
 
 
 @pytest.mark.parametrize(("stage", "key", "low", "high"), BARS)
@@ -115,6 +125,18 @@ def test_a_published_number_keeps_its_bar(checkout, stage, key, low, high):
     value = published(checkout, stage, key)
     assert value >= low
     assert high is None or value <= high
+
+
+@pytest.mark.parametrize(("stage", "key", "number", "worst"), FRESH)
+def test_a_number_with_chance_in_it_is_where_other_seeds_say(checkout, stage, key, number, worst):
+    """A ratio, which should be 1, has a bar on either side."""
+    fresh = pd.read_csv(checkout / "data/plane/fresh_seeds.csv").query("number == @number")["value"]
+    values, seeds = torch.tensor(fresh.to_numpy()), len(published(checkout, "10_distillation_2d", "sw2.per_seed"))
+    assert len(values) >= 10
+    value = published(checkout, stage, key)
+    assert value <= intervals.bar(values, seeds=seeds, worst=worst, alarm=ALARM)
+    if "ratio" in number:
+        assert 1 / value <= intervals.bar(1 / values, seeds=seeds, worst=worst, alarm=ALARM)
 
 
 @pytest.mark.xfail(strict=True, reason="asked for and not met; said where the results are")

@@ -131,23 +131,3 @@ def test_times_are_summed_by_part_and_full_scale_counts_only_at_full_scale():
 def test_lost_marks_are_one_line():
     with pytest.raises(InputError, match="once each"):
         tables.replaced("no marks", "results", "")
-
-
-def test_the_prose_of_the_notebook_says_what_its_verdicts_say(checkout):
-    """Its last section tells these results in words; where one changes, the words must."""
-    scale = json.loads((checkout / f"reports/manifests/{STAGE}.json").read_text())["scale"]
-    if scale == "smoke":
-        pytest.skip("a reader's run at smoke scale promises nothing")
-    verdicts = json.loads((checkout / f"reports/metrics/{STAGE}.json").read_text())["verdict_of"]
-    assert verdicts == {
-        "reward and leash": "partly",
-        "guidance": "supported",
-        "convergence": "partly",
-        "no pictures": "supported",
-        "DI* over DI++": "not at this scale",
-        "looks": "partly",
-        "one step": "partly",
-        "over-alignment": "supported",
-        "drift": "partly",
-        "unusual prompts": "partly",
-    }

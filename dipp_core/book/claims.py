@@ -1,20 +1,27 @@
-"""The claims of both papers, each taken apart into checks of numbers that the notebooks measured, and the rule.
+"""The claims of both papers, each taken apart into questions and tests that were fixed beforehand, and one rule.
 
-A check is of one number against one bound. It is met or failed only where the whole 95% interval lies on one side of
-the bound; else it is open. A number without interval counts as it is. Then the claim is
+A test asks of one measured number whether it lies above or below a bound. It is met or failed only where the whole 95%
+interval lies on one side, else open; a number without an interval decides nothing, unless it is exact (an error of
+rounding, a count). A question has a test for every network, method and comparator it is asked of:
 
-    supported            every check is met
-    partly               some are met, some are not
-    contradicted         none is met, and at least one failed
-    not at this scale    all are open, or nothing was measured
+    yes       all of its tests are met
+    no        at least one failed, and none is met
+    mixed     some are met, some failed
+    open      else
 
-The claims themselves are data, in data/reported/claims.toml. Nothing there or here holds a result: change a number in
-reports/metrics, and the verdict may change.
+A claim says that all of its questions have the answer yes:
+
+    supported       all are yes
+    contradicted    at least one is no
+    partly          none is no, and at least one is yes or mixed
+    undecided       all are open
+
+No number serves two claims. The claims are data, in data/reported/claims.toml; nothing there or here holds a result.
 """
 
 import itertools
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,24 +29,31 @@ from dipp_core.book.results import MISSING, Book, Number, number
 from dipp_core.files import root
 
 MET, FAILED, OPEN = "met", "failed", "open"
-SUPPORTED, PARTLY, CONTRADICTED, TOO_SMALL = "supported", "partly", "contradicted", "not at this scale"
+YES, NO, MIXED = "yes", "no", "mixed"
+SUPPORTED, PARTLY, CONTRADICTED, UNDECIDED = "supported", "partly", "contradicted", "undecided"
 NETS = {"unet": "UNet", "dit": "transformer"}
 METHODS = {"dipp": "DI++", "distar_in": "DI*"}
 CONTROL = {"dipp": "diff_instruct", "distar_in": "sim"}
+COMPARATORS = ("steps 1", "steps 2", "steps 4", "steps 15", "guidance 1.5", "guidance 2", "guidance 3")
 LAST = "24_miniature_results"
 Rule = Literal["above", "below"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One number and what the claim asks of it: to lie above or below the bound, by more than the slack."""
+    """A test: what is asked, of which cell (network, method, comparator, ..), and where the number has to lie."""
 
-    about: str  # what is asked; checks that ask the same stand together
-    what: str  # of what
+    about: str
+    cell: tuple[str, ...]
     source: str
     rule: Rule
     bound: float = 0.0
-    slack: float = 0.0
+    exact: bool = False  # the number has no chance in it
+
+    @property
+    def what(self) -> str:
+        """The cell in words."""
+        return ", ".join(self.cell)
 
 
 @dataclass(frozen=True)
@@ -56,81 +70,96 @@ class Claim:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Where a check has to lie, from params.yaml."""
+    """Where a test has to lie, from params.yaml."""
 
     identity: float
     near: float
     accuracy: float
     share: float
+    settled: float
 
 
 def outcome(check: Check, found: Number | None) -> str:
-    """Whether a number meets its check."""
+    """Whether a number meets its test."""
     if found is None:
         return MISSING
+    if found.low is None and not check.exact:
+        return OPEN
     low, high = (found.value if end is None else end for end in (found.low, found.high))
     bound = check.bound
     if check.rule == "below":
         low, high, bound = -high, -low, -bound
-    if low > bound + check.slack:
-        return MET
-    if found.low is None and not check.slack:
-        return FAILED
-    return FAILED if high < bound - check.slack else OPEN
+    return MET if low > bound else FAILED if high < bound or (check.exact and high == bound) else OPEN
 
 
-def verdict(outcomes: Sequence[str]) -> str:
-    """The verdict on a claim, from the outcomes of its checks."""
+def answer(outcomes: Sequence[str]) -> str:
+    """The answer to a question, from the outcomes of its tests."""
     if outcomes and all(one == MET for one in outcomes):
+        return YES
+    if FAILED in outcomes:
+        return MIXED if MET in outcomes else NO
+    return OPEN
+
+
+def verdict(answers: Sequence[str]) -> str:
+    """The verdict on a claim, from the answers to its questions."""
+    if NO in answers:
+        return CONTRADICTED
+    if answers and all(one == YES for one in answers):
         return SUPPORTED
-    if MET in outcomes:
-        return PARTLY
-    return CONTRADICTED if FAILED in outcomes else TOO_SMALL
+    return PARTLY if YES in answers or MIXED in answers else UNDECIDED
 
 
-def judged(claim: Claim, book: Book) -> tuple[list[tuple[Check, Number | None, str]], str]:
-    """The evidence, check by check, and the verdict."""
-    found = [(check, number(book, check.source)) for check in claim.checks]
+Evidence = list[tuple[Check, Number | None, str]]
+
+
+def answers(evidence: Evidence) -> dict[str, str]:
+    """The questions of a claim, and their answers."""
+    asked = dict.fromkeys(check.about for check, _, _ in evidence)
+    return {about: answer([met for check, _, met in evidence if check.about == about]) for about in asked}
+
+
+def judged(claim: Claim, book: Book, asked: Callable[[Check], bool] = lambda check: True) -> tuple[Evidence, str]:
+    """The evidence, test by test, and the verdict; `asked` leaves tests out, to see what hangs on them."""
+    found = [(check, number(book, check.source)) for check in claim.checks if asked(check)]
     evidence = [(check, one, outcome(check, one)) for check, one in found]
-    return evidence, verdict([met for _, _, met in evidence])
+    return evidence, verdict(list(answers(evidence).values()))
 
 
-def checks(asked: dict[str, Any], book: Book, bounds: Bounds) -> list[Check]:
-    """The checks that one row of claims.toml stands for: of every network, method and reference that it names."""
-    share, accuracy = bounds.share, bounds.accuracy
-    named = {"identity": bounds.identity, "near": bounds.near, "share": share}
-    named |= {"-accuracy": -accuracy, "1 + share": 1 + share}
+def checks(asked: dict[str, Any], bounds: Bounds) -> list[Check]:
+    """The tests that one row of claims.toml stands for: of every network, method and comparator that it names."""
+    named = {name: getattr(bounds, name) for name in Bounds.__dataclass_fields__}
+    named |= {f"-{name}": -value for name, value in named.items()} | {"1 + share": 1 + bounds.share}
     rule: Rule = "above" if "above" in asked else "below"
-    bound, slack = (named.get(value, value) for value in (asked[rule], asked.get("slack", 0.0)))
-    source, drawn = asked["source"], book.metrics.get(LAST, {}).get("table", {}).get("unet", {})
-    guidances = [name.removeprefix("reference ") for name in drawn if name.startswith("reference ")]
-    methods, nets = (names if key in source else [""] for key, names in (("{method}", METHODS), ("{net}", NETS)))
+    source, bound = asked["source"], named.get(asked[rule], asked[rule])
+    every = (("{method}", METHODS), ("{net}", NETS), ("{comparator}", COMPARATORS), ("{weight}", ("one", "sigma2")))
     found = []
-    for guidance, method, net in itertools.product(guidances if "{guidance}" in source else [""], methods, nets):
-        what = asked.get("what", "{method}, {network}" if method else "{network}")
-        found.append(
-            Check(
-                asked["about"].format(share=share, accuracy=accuracy, guidance=guidance),
-                what.format(method=METHODS.get(method), network=NETS.get(net)),
-                source.format(net=net, method=method, control=CONTROL.get(method), guidance=guidance),
-                rule,
-                bound,
-                slack,
-            )
-        )
+    for method, net, comparator, weight in itertools.product(
+        *([*names] if key in source else [""] for key, names in every)
+    ):
+        cell = (asked.get("what", ""), METHODS.get(method), NETS.get(net), comparator, weight and f"w = {weight}")
+        keys = {
+            "net": net,
+            "method": method,
+            "control": CONTROL.get(method),
+            "comparator": comparator,
+            "weight": weight,
+        }
+        about, where = asked["about"].format(**vars(bounds)), source.format(**keys)
+        found.append(Check(about, tuple(filter(None, cell)), where, rule, bound, asked.get("exact", False)))
     return found
 
 
 def read_claims() -> dict[str, list[dict]]:
-    """What the papers claim, and what was found beyond."""
+    """What the papers claim, what was found beyond, and what does not work."""
     return tomllib.loads((root() / "data" / "reported" / "claims.toml").read_text())
 
 
-def all_claims(book: Book, bounds: Bounds) -> list[Claim]:
+def all_claims(bounds: Bounds) -> list[Claim]:
     """All claims, in the order in which they are told."""
     found = []
     for claim in read_claims()["claims"]:
-        asked = tuple(check for row in claim["checks"] for check in checks(row, book, bounds))
+        asked = tuple(check for row in claim["tests"] for check in checks(row, bounds))
         reported = tuple((label, source) for label, source in claim.get("reported", []))
         found.append(
             Claim(claim["name"], claim["text"], asked, tuple(claim["stages"]), reported, claim.get("note", ""))

@@ -1,8 +1,8 @@
 """params.yaml, validated: every notebook reads its own section through `section`, at the scale named there.
 
-A value may be plain or a mapping {smoke, mini, long, full}, in which `long` may be left out where it is as `mini`;
-`section` picks the scale first and validates afterwards, so a notebook only ever sees plain, checked numbers. Every
-mistake becomes one line that names the key, what was found, what is allowed, and the nearest valid name.
+A value may be plain or a mapping {smoke, mini, long, full}; without `long`, that is as mini. `section` picks the scale
+first and validates afterwards, so a notebook only ever sees plain, checked numbers. Every mistake becomes one line
+that names the key, what was found, what is allowed, and the nearest valid name.
 """
 
 import difflib

@@ -60,6 +60,6 @@ def scales() -> list[dict]:
     return [
         {"scale": "smoke", "meant for": "the tests", "time a notebook": "seconds", "needs": "any CPU"},
         {"scale": "mini", "meant for": "reading, teaching", "time a notebook": "up to 20 minutes", "needs": "2 cores"},
-        {"scale": "long", "meant for": "many seeds", "time a notebook": "up to hours", "needs": "2 cores"},
+        {"scale": "long", "meant for": "many seeds, long runs", "time a notebook": "up to hours", "needs": "2 cores"},
         {"scale": "full", "meant for": "more samples, steps", "time a notebook": "hours", "needs": "a GPU from 30 on"},
     ]

@@ -38,7 +38,9 @@ COLORS = {
     "control": "#999999",  # as many steps without a reward: Diff-Instruct, and SIM
     "control_sim": "#BBA8D4",
     "dipp": "#D55E00",  # Diff-Instruct++
+    "dipp_light": "#F4A97B",  # the same in another setting
     "distar": "#6A3D9A",  # Diff-Instruct*
+    "distar_light": "#A78BC8",
     "reward_only": "#CC79A7",
 }
 CYCLE = [COLORS[name] for name in ("ref", "gen", "ta", "reward", "accent", "light", "exact")]

@@ -4,10 +4,9 @@ A source is text that names where a number stands, so that a test (or a reader) 
 
     24_miniature_results:table.unet.dipp.gold          a key of reports/metrics/24_miniature_results.json
     reported:distar_readme / table 3 / DI++-SDXL / 0 / 7.5 / image_reward       a row of data/reported/reported.csv
-    A less B,  A as a share of B                       of two such sources
+    A less B                                           of two such sources, without an interval
 
-An interval is 95% and comes with the metric. That of a difference takes both as independent: runs that share captions,
-noise and seeds vary together, so it is rather too wide. Numbers without interval give none.
+An interval is 95% and comes with the metric: that of a difference is made where both can be paired.
 """
 
 import math
@@ -35,9 +34,10 @@ METRICS = (
 FULL = ("30_sd15", "31_pixart", "40_evaluation")
 REPORTED = ("source", "table", "model", "alpha_rew", "alpha_cfg", "metric")  # what names a reported number
 MISSING = "not run here"
-LESS, SHARE = " less ", " as a share of "
+LESS = " less "
 LEAST_DIGITS = {"seconds_per_10_images": 0, "pickscore_x100": 1, "pickscore": 4}  # of reported numbers; others have 2
-GAIN = (LESS, "gains.", "gained.", "minus_")  # in the source of a number that is a difference
+# in the source of a number that is a difference
+GAIN = (LESS, "gains.", "gain.", "gained.", "less_", "change.", "settling.", "against_", "over_start.")
 
 
 METRIC_NAMES = {
@@ -48,6 +48,12 @@ METRIC_NAMES = {
     "clipscore": "CLIPScore",
     "hpsv2_0": "HPSv2.0",
     "hpsv2_1": "HPSv2.1",
+    "hpsv2_1_of_1": "HPSv2.1, of 1",
+    "clipscore_of_1": "CLIPScore, of 1",
+    "hpsv3": "HPSv3",
+    "geneval": "GenEval",
+    "geneval2": "GenEval2",
+    "ocr": "OCR",
     "fid": "FID",
     "seconds_per_10_images": "seconds per 10 images",
     "reward": "learned reward",
@@ -127,13 +133,11 @@ def look_up(content: Any, key: str) -> Any:
 
 
 def as_number(found: Any, source: str) -> Number | None:
-    """A number of the metrics: plain, {value, low, high}, [value, low, high], or {mean, se}, then with two errors."""
+    """A number of the metrics: plain, {value, low, high} or [value, low, high]."""
     if isinstance(found, bool) or found is None:
         return None
     if isinstance(found, int | float):
         return Number(float(found), source=source)
-    if isinstance(found, Mapping) and {"mean", "se"} <= set(found):
-        found = [found["mean"], found["mean"] - 2 * found["se"], found["mean"] + 2 * found["se"]]
     if isinstance(found, Mapping):
         found = [found.get(end) for end in ("value", "low", "high")]
     if isinstance(found, list) and len(found) == 3 and all(isinstance(end, int | float) for end in found):
@@ -161,25 +165,13 @@ def reported_source(row: Mapping[str, str]) -> str:
 
 def number(book: Book, source: str) -> Number | None:
     """The number that a source names, None where nothing stands."""
-    for word in (LESS, SHARE):
-        if word in source:
-            a, b = (number(book, part) for part in source.split(word))
-            if a is None or b is None or (word == SHARE and not b.value):
-                return None
-            return _less(a, b, source) if word == LESS else Number(a.value / b.value, source=source)
+    if LESS in source:
+        a, b = (number(book, part) for part in source.split(LESS))
+        return None if a is None or b is None else Number(a.value - b.value, source=source)
     stage, _, key = source.partition(":")
     if stage == "reported":
         return _reported(book, key, source)
     return as_number(look_up(book.metrics.get(stage, {}), key), source)
-
-
-def _less(a: Number, b: Number, source: str) -> Number:
-    value = a.value - b.value
-    if a.low is None or a.high is None or b.low is None or b.high is None:
-        return Number(value, source=source)
-    down = math.hypot(a.value - a.low, b.high - b.value)
-    up = math.hypot(a.high - a.value, b.value - b.low)
-    return Number(value, value - down, value + up, source)
 
 
 def leaves(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

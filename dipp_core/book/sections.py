@@ -53,7 +53,16 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Lists = Literal["own", "coco", "hpsv2", "parti"]
 Judges = Literal["image_reward", "hpsv2", "hpsv2.1", "pickscore", "clipscore", "aesthetic"]
-Sweeps = Literal["dipp_one", "dipp_sigma2", "distar", "exact_tilt", "best_of_n", "reinforce_kl", "reward_only"]
+Sweeps = Literal[
+    "dipp_one",
+    "dipp_sigma2",
+    "distar_one",
+    "distar_sigma2",
+    "exact_tilt",
+    "best_of_n",
+    "reinforce_kl",
+    "reward_only",
+]
 Methods = Literal["dipp", "distar_in", "distar_out", "diff_instruct", "sim", "reward_only"]
 Starts = Literal["diff_instruct", "sim", "reference"]
 Worlds = Literal["ring", "two moons", "checkerboard", "three islands"]
@@ -109,12 +118,16 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "alignment_2d": dict(
         beta=several(Positive, 1), beta_one=several(Positive, 1), batch=Count, batch_one=Count, batch_small=Count,
         batch_threshold=Count, steps=Count, steps_one=Count, gen_lr=Positive, ta_lr=Positive,
-        tilt_beta=several(Positive, 1), alpha_cfg=several(Number, 1), threshold_ratios=several(Positive, 2),
-        threshold_c=Positive, threshold_steps=Count, huber_c=Positive, star_beta=Positive, star_alpha_cfg=Number,
-        star_steps=Count, test_points=whole(500), kept_points=Count),
+        tilt_beta=several(Positive, 1), alpha_cfg=several(Number, 1),
+        threshold_radii=several(Positive, 1, 3, distinct=True), threshold_points=whole(3), threshold_seeds=Several,
+        threshold_looks=several(Count, 1), threshold_c=Positive, hidden=Count, distil_batch=Count, distil_steps=Count,
+        distil_gen_lr=Positive, huber_c=Positive, star_beta=Positive, star_alpha_cfg=Number, star_steps=Count,
+        test_points=whole(500), kept_points=Count),
     "pareto_2d": dict(
-        methods=several(Sweeps, 1), frontier_points=whole(3), batch=Count, steps=Count, gen_lr=Positive, ta_lr=Positive,
-        star_beta=several(Positive, 1), huber_c=Positive, kl_weight=several(Positive, 1), policy_std=Positive,
+        methods=several(Sweeps, 1), seeds=Several, hidden=Count, distil_batch=Count, distil_steps=Count,
+        distil_gen_lr=Positive, frontier_points=whole(3), batch=Count, steps=Count, gen_lr=Positive, ta_lr=Positive,
+        dipp_one=several(Positive, 2), dipp_sigma2=several(Positive, 2), distar_one=several(Positive, 2),
+        distar_sigma2=several(Positive, 2), huber_c=Positive, kl_weight=several(Positive, 1), policy_std=Positive,
         policy_steps=Count, stops=several(Count, 1), best_of=several(Several, 1), guided_beta=several(Positive, 1),
         alpha_cfg=several(Positive, 1), guided_seeds=Count, test_points=whole(500), kept_points=Count),
     "reward_hacking_2d": dict(
@@ -168,7 +181,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
         judges=Annotated[dict[Judges, str], Field(min_length=1)],
         models=Annotated[dict[str, EvaluatedModel], Field(min_length=1)], fid_list=Lists, fid_reference=str,
         resamples=Resamples),
-    "paper_and_here": dict(identity=Positive, near=Positive, accuracy=Share, share=Share),
+    "paper_and_here": dict(identity=Positive, near=Positive, accuracy=Share, share=Share, settled=Positive),
     "exercises": dict(world=Seed),
     "playground": dict(
         world=Worlds, method=Methods, reward=Literal["north", "east", "a hill at (0, 2)"], beta=Positive,
@@ -178,9 +191,9 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "your_own_preferences": dict(
         voter=Literal["you", "simulated"], kind=Literal["unet", "dit"], pairs=whole(4, 1000), least=Several,
         second_pairs=whole(2, 1000), likes=Literal["warm", "vivid", "bright"], sharpness=Number, tie=Number,
-        ridge=Positive, curve_pairs=whole(8), curve_votes=several(Several, 1), curve_repeats=Count, batch=Several,
-        steps=Several, alpha_rew=Positive, gen_lr=Positive, ta_lr=Positive, flat=Share, ema=Share, each=Several,
-        columns=whole(2, 14)),
+        studies=Count, ridge=Positive, curve_pairs=whole(8), curve_votes=several(Several, 1), curve_repeats=Count,
+        batch=Several, steps=Several, alpha_rew=Positive, gen_lr=Positive, ta_lr=Positive, flat=Share, ema=Share,
+        each=Several, columns=whole(2, 14)),
     "solutions": dict(
         gen_lr=Rate, ta_lr=Rate, rounds=whole(2, 1000), around=Annotated[float, Field(gt=0, lt=0.5)],
         limits=several(Positive, 1, 4), nats=several(Positive, 1, 4), worlds=whole(10, 1000)),

@@ -42,24 +42,25 @@ Reveal.initialize({{width: 1280, height: 720, margin: 0.03, center: false, hash:
 
 
 def sessions(teaching: str) -> list[tuple[str, str, list[Shown]]]:
-    """Name, title and content of every deck: the lecture and the days of the week, from the tables of TEACHING.md."""
+    """Name, title and content of every deck: lecture, lab and the days of the week, from the tables of TEACHING.md."""
 
     def chapters(cell: str) -> list[Shown]:
         found = []
         for number, first, last in re.findall(r"\[(\d\d)\]\([^)]*\)(?:, sections? (\d+)(?: (?:to|and) (\d+))?)?", cell):
             found.append((number, range(int(first), int(last or first) + 1) if first else range(0)))
-        return found
+        return [entry for entry in found if entry[0] < "90"]  # exercises and their solutions are on no slide
 
-    lecture, week = [], []
+    lecture, lab, week = [], [], []
     for line in re.findall(r"^\| \d+ \|.*", teaching, re.MULTILINE):
         cells = [cell.strip(" |") for cell in line.strip("|").split(" | ")]
         if len(cells) == 4 and chapters(cells[1]):
             week.append((f"day_{cells[0]}", f"Day {cells[0]}: {cells[3]}", chapters(cells[1])))
         elif len(cells) == 4:
-            lecture += [entry for entry in chapters(cells[2]) if entry[0] != "90"]
+            lecture += chapters(cells[2])
+            lab += chapters(cells[3])
     if not week or not lecture:
         raise InputError("slides: TEACHING.md has no table of a lecture or of a week")
-    return [("lecture", "One step, and what people like", lecture), *week]
+    return [("lecture", "One step, and what people like", lecture), ("lab", "Shown in the lab", lab), *week]
 
 
 def gist(block: str) -> str:

@@ -8,22 +8,38 @@ source (`results`); in Markdown and LaTeX the kinds stand one under the other, e
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
 
-from dipp_core.book import results
-from dipp_core.book.claims import LAST, MET, NETS, SUPPORTED, Bounds, all_claims, judged, read_claims
+from dipp_core.book import claims, results
+from dipp_core.book.claims import (
+    COMPARATORS,
+    CONTRADICTED,
+    CONTROL,
+    LAST,
+    MET,
+    METHODS,
+    NETS,
+    SUPPORTED,
+    Bounds,
+    Check,
+    all_claims,
+    judged,
+    read_claims,
+)
 from dipp_core.book.config import section
 from dipp_core.book.report import Report
 from dipp_core.book.results import MISSING, Book, Number, in_words, number
 from dipp_core.files import InputError, root, write_whole
 
 NOTHING = "\N{EN DASH}"
+KINDS = (COMPARATORS, tuple(NETS.values()), tuple(METHODS.values()), ("w = one", "w = sigma2"))  # of a cell of a test
 RAW = ("notebooks", "figure")  # columns that hold links
 Block = tuple[str, pd.DataFrame]  # a heading and a frame of text: what must not be mixed has blocks of its own
 COMMAND = "python -m dipp_core.book.tables"
@@ -212,6 +228,12 @@ def _specified(book: Book) -> Iterator[tuple[str, str, str, str, list[Row]]]:
     yield "hpsv2_0_leaderboard", "hpsv2_readme", "leaderboard", board, []
     again = f"Re-run by others. {ours} {v1}"
     yield "didr_rerun", "didr_readme", "1024px", again, standings(book, ("start", "diff_instruct", "dipp", "distar_in"))
+    flow = (
+        "Few-step models on flow matching, by others; HPSv2 there is HPSv2.1. Nothing of the miniature shares a scale."
+    )
+    yield "rtdmd_sd3", "rtdmd_readme", "SD3-M", flow, []
+    yield "rtdmd_flux2", "rtdmd_readme", "FLUX.2", flow, []
+    yield "didr_zimage", "didr_readme", "Z-Image", flow, []
     yield "r0_rerun", "r0_v1", "table 1", again, standings(book, ("reference", "dipp", "reward_only"))
 
 
@@ -271,44 +293,67 @@ def linked(stages: Sequence[str], base: str | None) -> str:
 
 
 def evidence(book: Book, bounds: Bounds) -> pd.DataFrame:
-    """One number a row: what the papers report for a claim, and every check of it with its outcome."""
+    """One number a row: what the papers report for a claim, and every test of it with its outcome."""
     rows = []
-    for claim in all_claims(book, bounds):
+    for claim in all_claims(bounds):
         found, verdict = judged(claim, book)
         head = {"claim": claim.name, "verdict": verdict}
         for label, source in claim.reported:
             one = number(book, source)
             rows.append(head | {"kind": "reported by the papers", "about": label} | _numbers(one, source))
         for check, one, outcome in found:
-            asked = f"{check.rule} {check.bound:g}" + (f", by more than {check.slack:g}" if check.slack else "")
-            row = head | {"kind": "here", "about": check.about, "what": check.what, "asked": asked, "outcome": outcome}
-            rows.append(row | _numbers(one, check.source))
+            row = head | {"kind": "here", "about": check.about, "what": check.what, "outcome": outcome}
+            rows.append(row | {"asked": f"{check.rule} {check.bound:g}"} | _numbers(one, check.source))
     columns = ["claim", "verdict", "kind", "about", "what", "asked", "outcome", "value", "low", "high", "source"]
     return pd.DataFrame(rows).reindex(columns=columns)
 
 
-def told(found: list) -> str:
-    """The evidence of one claim in words: what was asked, the values, and how many met it."""
+def told(found: claims.Evidence) -> str:
+    """The evidence of one claim in words: each question, its answer, how many of its tests are met, and the values."""
     lines = []
-    for about in dict.fromkeys(check.about for check, _, _ in found):
+    for about, answer in claims.answers(found).items():
         group = [(one, outcome) for check, one, outcome in found if check.about == about]
-        values = sorted((one for one, _ in group if one is not None), key=lambda one: one.value)
-        words = [in_words(dataclasses.replace(one, low=None, high=None)) for one in values]
-        text = ", ".join(words)
         met = sum(outcome == MET for _, outcome in group)
-        lines.append(f"{about}: {text or MISSING} ({met} of {len(group)})")
-    return "; ".join(lines)
+        found_here = sorted((one for one, _ in group if one), key=lambda one: one.value)
+        shown = found_here if len(found_here) <= 4 else [found_here[0], found_here[-1]]
+        values = (" to " if len(found_here) > 4 else "; ").join(map(in_words, shown)) or MISSING
+        lines.append(f"{about}: {answer} ({met} of {len(group)} tests met): {values}")
+    return ". ".join(lines)
 
 
 def claims_table(book: Book, bounds: Bounds, *, base: str | None) -> pd.DataFrame:
     """The table of claims, one a row; base: see `linked`, None for plain numbers of notebooks."""
     rows = []
-    for claim in all_claims(book, bounds):
+    for claim in all_claims(bounds):
         found, verdict = judged(claim, book)
         where = linked(claim.stages, base)
         text = told(found) + (f". {claim.note}" if claim.note else "")
-        rows.append({"claim": claim.text, "evidence here (met of asked)": text, "verdict": verdict, "notebooks": where})
+        rows.append({"claim": claim.text, "questions and answers": text, "verdict": verdict, "notebooks": where})
     return pd.DataFrame(rows)
+
+
+def turned(book: Book, bounds: Bounds) -> pd.DataFrame:
+    """Every verdict that turns when a bound moves, or when one comparator, network or method is left out or alone."""
+    rows = []
+
+    def compare(what: str, moved: Bounds, asked: Callable[[Check], bool] = lambda check: True) -> None:
+        for claim, again in zip(all_claims(bounds), all_claims(moved), strict=True):
+            before, after = judged(claim, book)[1], judged(again, book, asked)[1]
+            if after != before and any(asked(check) for check in claim.checks):
+                rows.append({"claim": claim.text, "is": before, "with": what, "becomes": after})
+
+    def without(*names: str) -> Callable[[Check], bool]:
+        return lambda check: not set(names) & set(check.cell)
+
+    for name, times in itertools.product(Bounds.__dataclass_fields__, (0, 0.5, 2)):
+        compare(f"{name} x {times:g}", dataclasses.replace(bounds, **{name: times * getattr(bounds, name)}))
+    groups = {"reference at": COMPARATORS, "": (*NETS.values(), *METHODS.values(), "w = one", "w = sigma2")}
+    for words, group in groups.items():
+        for one in group:
+            others = set(next(kind for kind in KINDS if one in kind)) - {one}
+            compare(f"{words} {one} alone".strip(), bounds, without(*others))
+            compare(f"{words} {one} left out".strip(), bounds, without(one))
+    return pd.DataFrame(rows, columns=["claim", "is", "with", "becomes"])
 
 
 def figures_table(*, base: str | None) -> pd.DataFrame:
@@ -333,14 +378,32 @@ def figures_table(*, base: str | None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def beyond(book: Book) -> pd.DataFrame:
-    """What was found here and is no claim of the papers, one number a row."""
+def findings(book: Book, kind: str) -> pd.DataFrame:
+    """What was found here beside the claims, one number a row; kind: negatives or beyond."""
     rows = []
-    for one in read_claims()["beyond"]:
+    for one in read_claims()[kind]:
         for label, source in one["numbers"]:
-            found = number(book, source)
-            where = {"notebooks": linked(one["stages"], "../"), "found": in_words(found)}
-            rows.append({"what": one["text"], "number": label} | where | _numbers(found, source))
+            for net, method in itertools.product(
+                NETS if "{net}" in source else [""], METHODS if "{method}" in source else [""]
+            ):
+                place = source.format(net=net, method=method, control=CONTROL.get(method))
+                found = number(book, place)
+                what = label.format(network=NETS.get(net), method=METHODS.get(method))
+                row = {"what": one["text"], "number": what, "notebooks": linked(one["stages"], "../")}
+                rows.append(row | {"found": in_words(found)} | _numbers(found, place))
+    return pd.DataFrame(rows)
+
+
+def questions(book: Book, *, base: str | None) -> pd.DataFrame:
+    """The papers' open questions: what was executed here, with what result, and what is only written."""
+    frame = pd.read_csv(root() / "data" / "reported" / "questions.csv", dtype=str, keep_default_na=False)
+    rows = []
+    for row in frame.to_dict("records"):
+        sources = [source for source in row["sources"].split("; ") if source]
+        told = "; ".join(f"{source.partition(':')[2]} {in_words(number(book, source))}" for source in sources)
+        where = linked(row["stages"].split("; "), base)
+        cells = {"question": row["question"], "executed here": row["executed"], "result": told or NOTHING}
+        rows.append(cells | {"only written": row["written"] or NOTHING, "notebooks": where})
     return pd.DataFrame(rows)
 
 
@@ -402,7 +465,10 @@ def publish(report: Report, book: Book, bounds: Bounds) -> list[Table]:
         report.table(long(table), table.name)
         _texts(report, table.name, (table.title, table.note), blocks(table), blocks(table))
     report.table(evidence(book, bounds), "evidence")
-    report.table(beyond(book).drop(columns=["notebooks", "found"]), "beyond")
+    for kind in ("negatives", "beyond"):
+        report.table(findings(book, kind).drop(columns=["notebooks", "found"]), kind)
+    report.table(turned(book, bounds), "turned")
+    report.table(questions(book, base=None), "questions")
     report.table(claims_table(book, bounds, base=None), "claims")
     report.table(figures_table(base=None), "figures")
     note = "Every number with its interval and its source is in evidence.csv."
@@ -428,13 +494,13 @@ def _texts(report: Report, name: str, head: tuple[str, str], linking: list, plai
 def results_text(book: Book, bounds: Bounds) -> str:
     """What README.md tells of the results: the verdicts, and the paired gains of the miniature."""
     rows = []
-    for claim in all_claims(book, bounds):
+    for claim in all_claims(bounds):
         found, verdict = judged(claim, book)
         met = f"{sum(outcome == MET for _, _, outcome in found)} of {len(found)}"
         rows.append(
-            {"claim": claim.text, "verdict": verdict, "checks met": met, "notebooks": linked(claim.stages, None)}
+            {"claim": claim.text, "verdict": verdict, "tests met": met, "notebooks": linked(claim.stages, None)}
         )
-    frame = pd.DataFrame(rows).replace({"verdict": {SUPPORTED: f"**{SUPPORTED}**"}})
+    frame = pd.DataFrame(rows).replace({"verdict": {one: f"**{one}**" for one in (SUPPORTED, CONTRADICTED)}})
     paired = [row for row in gains(book) if row.labels["model"] in PAIRED]
     told = [
         {
@@ -474,7 +540,7 @@ def times(manifests: list[dict]) -> str:
 def bounds() -> Bounds:
     """The bounds of params.yaml."""
     p = section("41_paper_and_here")
-    return Bounds(p.identity, p.near, p.accuracy, p.share)
+    return Bounds(p.identity, p.near, p.accuracy, p.share, p.settled)
 
 
 def replaced(text: str, name: str, made: str) -> str:

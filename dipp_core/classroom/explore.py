@@ -28,13 +28,14 @@ class Method:
 
 
 METHODS = {
-    "dipp_one": Method("DI++, $w = 1$", "beta", "reward", "s"),
-    "dipp_sigma2": Method(r"DI++, $w \propto \sigma^2$", "beta", "gen", "o"),
-    "distar": Method("DI*", "beta", "accent", "D"),
-    "exact_tilt": Method("exact tilt", "beta", "ref", "^"),
-    "best_of_n": Method("best of n", "n", "ta", "P"),
-    "reinforce_kl": Method("REINFORCE with KL", "kl_weight", "data", "v"),
-    "reward_only": Method("reward only", "steps", "exact", "X"),
+    "dipp_one": Method("DI++, $w = 1$", "beta", "dipp_light", "s"),
+    "dipp_sigma2": Method(r"DI++, $w \propto \sigma^2$", "beta", "dipp", "o"),
+    "distar_one": Method("DI*, $w = 1$", "beta", "distar_light", "D"),
+    "distar_sigma2": Method(r"DI*, $w \propto \sigma^2$", "beta", "distar", "D"),
+    "exact_tilt": Method("exact tilt", "beta", "exact", "^"),
+    "best_of_n": Method("best of n", "n", "accent", "P"),
+    "reinforce_kl": Method("REINFORCE with KL", "kl_weight", "light", "v"),
+    "reward_only": Method("reward only", "steps", "reward_only", "X"),
 }
 
 

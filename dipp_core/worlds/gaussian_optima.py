@@ -7,10 +7,11 @@ and elementwise in its numbers, which broadcast; weights that sum to 1 make beta
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dipp_core.worlds.gaussian import Gaussian, NoiseLevels
+from dipp_core.worlds.gaussian import Gaussian, GaussianMixture, NoiseLevels, exact_score
 
 Number = Tensor | float
 
@@ -57,11 +58,52 @@ def linear_shift_huber(slope: Number, lam: Number, beta: Number, levels: NoiseLe
 
 
 def huber_critical_beta(slope: Number, lam: Number, levels: NoiseLevels) -> Tensor:
-    """DI* with pseudo-Huber has an optimum only for beta > |slope| / E_w[alpha / (alpha^2 lam + sigma^2)].
+    """DI* with pseudo-Huber, Gaussian reference, r = slope . x without a maximum: an optimum exists only for
 
-    |d'| < 1 bounds the restoring force. With alpha = 1 and w = s^2 / Z this is |slope| Z / E[s^2 / (lam + s^2)].
+        beta > |slope| / E_w[alpha / (alpha^2 lam + sigma^2)],
+
+    since |d'| < 1 bounds the restoring force. With alpha = 1 and w = s^2 / Z: |slope| Z / E[s^2 / (lam + s^2)].
     """
     return _number(slope).abs() / levels.integrate(_force(lam, levels))
+
+
+def fisher_critical_beta(push: Tensor, law: Gaussian | GaussianMixture, levels: NoiseLevels) -> Tensor:
+    """The same for any reference, r = push . x: below it no rigid copy of the reference, however far, is held.
+
+    Far out d' is the unit vector u along push (d,), and the force on a copy is the Fisher information for location,
+
+        beta_c = |push| / E_w[alpha E_p_t (u . grad log p_t)^2],
+
+    which for a Gaussian is `huber_critical_beta`. At equal variance it is smaller for any other law (Cramer and Rao).
+    """
+    points, mass = _quadrature(law, levels)
+    scores = exact_score(law, levels.schedule)(points, levels.t[:, None].expand(points.shape[:2]), None)
+    along = scores @ (push / push.norm()).double()
+    return push.norm() / levels.integrate(levels.alpha * (along.square() @ mass))
+
+
+def rigid_force(
+    shifts: Tensor, direction: Tensor, law: Gaussian | GaussianMixture, levels: NoiseLevels, c: float
+) -> Tensor:
+    """DI* with pseudo-Huber: the force that pulls back a rigid copy of the reference, for every shift delta along u,
+
+        E_w[-alpha E_(x ~ p_t) d'(y) . grad s_t(x) u],    y = s_t(x) - s_t(x + alpha delta u).
+
+    For delta to infinity it is |push| / `fisher_critical_beta`; a run is held where it exceeds |push| / beta.
+    """
+    points, mass = _quadrature(law, levels)
+    t, unit = levels.t[:, None].expand(points.shape[:2]), (direction / direction.norm()).double()
+
+    def score(x: Tensor) -> Tensor:
+        return exact_score(law, levels.schedule)(x, t, None)
+
+    here, bend = torch.func.jvp(score, (points,), (unit.expand_as(points),))[:2]
+    found = []
+    for shift in shifts.tolist():
+        gap = here - score(points + levels.alpha[:, None, None] * shift * unit)
+        pull = -(gap * bend).sum(-1) / (gap.square().sum(-1) + c * c).sqrt()
+        found.append(levels.integrate(levels.alpha * (pull @ mass)))
+    return torch.stack(found)
 
 
 def quadratic_variance_ikl(curvature: Number, lam: Number, beta: Number, levels: NoiseLevels) -> Tensor:
@@ -123,6 +165,18 @@ def cfg_variance_sharpened(lam_cond: Number, lam_null: Number, alpha_cfg: Number
     """
     precision = (1 + alpha_cfg) / _number(lam_cond) - alpha_cfg / _number(lam_null)
     return torch.where(precision > 0, 1 / precision, torch.inf)
+
+
+def _quadrature(law: Gaussian | GaussianMixture, levels: NoiseLevels, nodes: int = 24) -> tuple[Tensor, Tensor]:
+    """Points (levels, P, d) and masses (P,) of Gauss and Hermite's quadrature of p_t at every level."""
+    if isinstance(law, Gaussian):
+        law = GaussianMixture(torch.ones(1, dtype=torch.float64), law.mean[None], law.cov[None])
+    one, weight = (torch.from_numpy(array) for array in np.polynomial.hermite_e.hermegauss(nodes))
+    d = law.means.shape[-1]
+    z, mass = (torch.cartesian_prod(*[axis] * d).reshape(-1, d) for axis in (one, weight / weight.sum()))
+    at = law.diffused(levels.schedule, levels.t)
+    points = at.means[..., None, :] + (torch.linalg.cholesky(at.covs)[..., None, :, :] @ z[..., None]).squeeze(-1)
+    return points.flatten(1, 2), (law.weights[:, None] * mass.prod(-1)).flatten()
 
 
 def mean_precision(variance: Number, levels: NoiseLevels) -> Tensor:

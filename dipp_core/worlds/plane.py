@@ -151,6 +151,11 @@ def ring(schedule: NoiseSchedule, *, modes: int = 8, radius: float = 2.0, std: f
     return _world(means, std, prompts, schedule)
 
 
+def one_gaussian(schedule: NoiseSchedule, *, std: float) -> World:
+    """A single round Gaussian at the origin; its two prompts ask for the same."""
+    return _world(torch.zeros(1, 2, dtype=torch.float64), std, torch.ones(2, 1, dtype=torch.float64), schedule)
+
+
 def two_moons(schedule: NoiseSchedule, *, beads: int = 9, std: float = 0.22) -> World:
     """Two interleaved half circles of Gaussian beads; prompt 0 asks for the upper moon, prompt 1 for the lower one."""
     angle = torch.linspace(0, math.pi, beads, dtype=torch.float64)

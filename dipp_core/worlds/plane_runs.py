@@ -124,19 +124,23 @@ def train(
     steps: int,
     gen_lr: float,
     ta_lr: float,
+    falling: bool = True,
     betas: tuple[float, float] = (0.0, 0.99),
     ta_betas: tuple[float, float] | None = None,
     generator: torch.Generator,
     watch: Callable[[StepRecord], None] | None = None,
 ) -> Curves:
-    """Run `align` on a stack; learning rates are constant for the first half and fall linearly to 0 in the second.
+    """Run `align` on a stack; learning rates are constant for the first half, and fall linearly to 0 in the second.
+
+    Not `falling`: they stay, and what happens by some step does not depend on how many steps follow.
 
     `ref`, `ta`, `gen` and `draw_cond` replace those of the world and the stack; `watch` sees every record.
     """
     gen_optimizer = torch.optim.Adam(stack.gen.parameters(), lr=gen_lr, betas=betas)
     ta_optimizer = torch.optim.Adam(stack.ta.parameters(), lr=ta_lr, betas=ta_betas or betas)
-    falling = [gen_optimizer, ta_optimizer] if settings.ta_steps else [gen_optimizer]
-    decay = [LambdaLR(optimizer, lambda step: min(1.0, 2 * (1 - step / steps))) for optimizer in falling]
+    optimizers = [gen_optimizer, ta_optimizer] if settings.ta_steps else [gen_optimizer]
+    rate = (lambda step: min(1.0, 2 * (1 - step / steps))) if falling else (lambda step: 1.0)
+    decay = [LambdaLR(optimizer, rate) for optimizer in optimizers]
     records = align(
         gen=stack.gen if gen is None else gen,
         ta=stack.s_ta if ta is None else ta,
@@ -166,6 +170,15 @@ def _row(record: StepRecord) -> dict[str, Tensor]:
     row = dict(record.terms) | {f"norm_{name}": value for name, value in record.x0_grad_norms.items()}
     row["grad_norm"] = record.grad_norm
     return row if record.ta_loss is None else row | {"ta_loss": record.ta_loss}
+
+
+def distilled(world: World, seeds: int, p: Any, *, generator: torch.Generator) -> Stack:
+    """A stack to start from, by Diff-Instruct from scratch; p: hidden, distil_batch, distil_steps and the rates."""
+    stack = new_stack(world, seeds, p.hidden, generator=generator)
+    settings = settings_for(world, "diff_instruct", seeds, p.distil_batch)
+    rates = {"gen_lr": p.distil_gen_lr, "ta_lr": p.ta_lr, "generator": generator}
+    train(stack, world, settings, steps=p.distil_steps, **rates)
+    return stack
 
 
 @torch.no_grad()

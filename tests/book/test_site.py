@@ -49,7 +49,7 @@ def reports(checkout, tmp_path_factory):
     root = tmp_path_factory.mktemp("site") / "a book"
     (root / "reports/notebooks").mkdir(parents=True)
     (root / "dipp_core").mkdir()
-    for name in ("data", "docs", "notebooks", "TEACHING.md", "README.md", "params.yaml"):
+    for name in ("data", "docs", "notebooks", "TEACHING.md", "README.md", "params.yaml", "environment.yml"):
         (root / name).symlink_to(checkout / name)
     for name in ("__init__.py", "files.py"):
         shutil.copyfile(checkout / "dipp_core" / name, root / "dipp_core" / name)
@@ -226,7 +226,7 @@ def test_pages_show_their_formulas_at_both_widths_search_and_ask_nothing_of_a_ne
 def test_lectures_follow_the_sessions_and_keep_what_was_printed(reports):
     slides.build(reports.parent)
     names = {path.name for path in (reports / "slides").glob("*.html")}
-    assert {"index.html", "lecture.html", "day_1.html", "day_5.html"} <= names
+    assert {"index.html", "lecture.html", "lab.html", "day_1.html", "day_5.html"} <= names
     text = (reports / "slides/day_1.html").read_text()
     assert "one line\nanother</pre>" in text
     page = Page(reports / "slides/day_1.html")

@@ -1,6 +1,5 @@
 """Claims get their verdict from numbers, rows of different kinds are never mixed, and texts are well formed."""
 
-import copy
 import dataclasses
 import inspect
 import json
@@ -11,10 +10,10 @@ import pytest
 from dipp_core.book import claims, results, tables
 from dipp_core.book.claims import Check
 from dipp_core.book.report import Report
-from dipp_core.book.results import LESS, SHARE, Number
+from dipp_core.book.results import LESS, Number
 from dipp_core.files import InputError
 
-BOUNDS = claims.Bounds(identity=1e-10, near=0.15, accuracy=0.05, share=0.1)
+BOUNDS = claims.Bounds(identity=1e-10, near=0.15, accuracy=0.05, share=0.1, settled=0.01)
 GAIN = "24_miniature_results:gains.unet.dipp over diff_instruct.gold"
 
 
@@ -26,44 +25,20 @@ def book():
     return found
 
 
-def changed(book, source, value):
-    """The book with another value, or interval, under a key of its metrics."""
-    metrics = copy.deepcopy(dict(book.metrics))
-    stage, _, key = source.partition(":")
-    *path, last = key.split(".")
-    inner = metrics[stage]
-    for part in path:
-        inner = inner[part]
-    inner[last] = value
-    return dataclasses.replace(book, metrics=metrics)
-
-
-def verdict_of(book, name, bounds=BOUNDS):
-    claim = next(claim for claim in claims.all_claims(book, bounds) if claim.name == name)
-    return claims.judged(claim, book)[1]
-
-
-def test_a_key_may_hold_dots_and_a_number_may_come_in_four_forms(book):
+def test_a_key_may_hold_dots_and_a_number_may_come_in_three_forms(book):
     content = {"table": {"reference 1.5": {"gold": {"value": 0.5, "low": 0.4, "high": 0.6}}}, "kl_0.5": [1, 0, 2]}
-    small = dataclasses.replace(
-        book, metrics={"x": content | {"se": {"mean": 1.0, "se": 0.25}, "plain": 3, "yes": True}}
-    )
+    small = dataclasses.replace(book, metrics={"x": content | {"plain": 3, "yes": True}})
     assert results.number(small, "x:table.reference 1.5.gold") == Number(0.5, 0.4, 0.6, "x:table.reference 1.5.gold")
     assert results.number(small, "x:kl_0.5") == Number(1.0, 0.0, 2.0, "x:kl_0.5")
-    assert results.number(small, "x:se") == Number(1.0, 0.5, 1.5, "x:se")
     assert results.number(small, "x:plain").value == 3
     for nothing in ("x:yes", "x:table", "x:not there", "y:plain"):
         assert results.number(small, nothing) is None
 
 
-def test_a_difference_adds_the_widths_as_if_both_were_independent(book):
-    small = dataclasses.replace(book, metrics={"x": {"a": [5.0, 2.0, 9.0], "b": [1.0, -3.0, 4.0], "c": 2.0}})
+def test_a_difference_of_two_numbers_has_no_interval(book):
+    small = dataclasses.replace(book, metrics={"x": {"a": [5.0, 2.0, 9.0], "b": [1.0, -3.0, 4.0]}})
     found = results.number(small, f"x:a{LESS}x:b")
-    assert (found.value, found.low, found.high) == pytest.approx(
-        (4.0, 4 - (3**2 + 3**2) ** 0.5, 4 + (4**2 + 4**2) ** 0.5)
-    )
-    assert results.number(small, f"x:a{LESS}x:c").low is None
-    assert results.number(small, f"x:b{SHARE}x:c").value == 0.5
+    assert (found.value, found.low) == (4.0, None)
     assert results.number(small, f"x:a{LESS}x:gone") is None
 
 
@@ -136,61 +111,118 @@ def test_results_of_this_run_come_before_the_published_ones(bare, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    ("rule", "found", "expected"),
+    ("rule", "found", "exact", "expected"),
     [
-        ("above", Number(1, 0.1, 2), "met"),
-        ("above", Number(1, -0.1, 2), "open"),
-        ("above", Number(-1, -2, -0.1), "failed"),
-        ("below", Number(-1, -2, -0.1), "met"),
-        ("below", Number(1, 0.1, 2), "failed"),
-        ("above", Number(0.0), "failed"),
-        ("below", Number(-1e-9), "met"),
-        ("above", None, "not run here"),
+        ("above", Number(1, 0.1, 2), False, "met"),
+        ("above", Number(1, -0.1, 2), False, "open"),
+        ("above", Number(-1, -2, -0.1), False, "failed"),
+        ("below", Number(-1, -2, -0.1), False, "met"),
+        ("below", Number(1, 0.1, 2), False, "failed"),
+        ("above", Number(5.0), False, "open"),
+        ("above", Number(0.0), True, "failed"),
+        ("below", Number(-1e-9), True, "met"),
+        ("above", None, False, "not run here"),
     ],
 )
-def test_a_check_is_met_or_failed_only_where_the_whole_interval_is(rule, found, expected):
-    assert claims.outcome(Check("", "", "", rule), found) == expected
-
-
-@pytest.mark.parametrize(("value", "expected"), [(1.2, "met"), (1.05, "open"), (0.95, "open"), (0.8, "failed")])
-def test_a_number_without_interval_may_be_given_slack(value, expected):
-    assert claims.outcome(Check("", "", "", "above", 1.0, 0.1), Number(value)) == expected
+def test_a_test_is_met_or_failed_only_where_the_whole_interval_is(rule, found, exact, expected):
+    assert claims.outcome(Check("", (), "", rule, exact=exact), found) == expected
 
 
 @pytest.mark.parametrize(
     ("outcomes", "expected"),
     [
-        (["met", "met"], "supported"),
-        (["met", "open"], "partly"),
-        (["met", "failed", "not run here"], "partly"),
-        (["failed", "open"], "contradicted"),
-        (["open", "not run here"], "not at this scale"),
-        ([], "not at this scale"),
+        (["met", "met"], "yes"),
+        (["met", "open"], "open"),
+        (["met", "failed"], "mixed"),
+        (["failed", "open"], "no"),
+        (["open", "not run here"], "open"),
+        ([], "open"),
     ],
 )
-def test_the_verdict_is_a_function_of_the_outcomes(outcomes, expected):
-    assert claims.verdict(outcomes) == expected
+def test_the_answer_is_a_function_of_the_outcomes(outcomes, expected):
+    assert claims.answer(outcomes) == expected
 
 
-def test_a_changed_number_changes_the_verdict(book):
-    assert verdict_of(book, "guidance") == "supported"
-    worse = changed(book, "04_guidance_is_a_reward:cfg_identity_rel_err", 0.5)
-    assert verdict_of(worse, "guidance") == "partly"
-    worst = changed(worse, "11_alignment_2d:cfg_sw2_to_cfg_optimum.worst_mean", 0.5)
-    assert verdict_of(worst, "guidance") == "contradicted"
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (["yes", "yes"], "supported"),
+        (["yes", "open"], "partly"),
+        (["mixed", "open"], "partly"),
+        (["yes", "yes", "yes", "no"], "contradicted"),
+        (["open", "open"], "undecided"),
+        ([], "undecided"),
+    ],
+)
+def test_the_verdict_is_a_function_of_the_answers(answers, expected):
+    assert claims.verdict(answers) == expected
 
 
-def test_a_wider_interval_takes_support_away_and_a_moved_one_gives_it(book):
-    key = "24_miniature_results:gains.{}.distar_in over diff_instruct.{}"
-    assert verdict_of(changed(book, key.format("unet", "gold"), [0.9, 0.8, 1.0]), "DI* over DI++") == "partly"
-    lost = book
+def test_no_number_serves_two_claims_and_every_test_has_another_cell():
+    serves = {}
+    for claim in claims.all_claims(BOUNDS):
+        for check in claim.checks:
+            assert serves.setdefault(check.source, claim.name) == claim.name
+        cells = [(check.about, check.cell) for check in claim.checks]
+        assert len(set(cells)) == len(cells)
+
+
+@pytest.fixture
+def told(book):
+    """A book in which every test is met: each number on the right side of its bound, with a narrow interval."""
+    metrics = {}
+    for claim in claims.all_claims(BOUNDS):
+        for check in claim.checks:
+            stage, _, key = check.source.partition(":")
+            value = check.bound + (1e-3 if check.rule == "above" else -1e-3) * max(1e-9, abs(check.bound) or 1.0)
+            if key.endswith(".late"):
+                value = 0.0
+            metrics.setdefault(stage, {})[key] = value if check.exact else [value, value - 1e-6, value + 1e-6]
+    return dataclasses.replace(book, metrics=metrics)
+
+
+def with_number(book, source, value):
+    stage, _, key = source.partition(":")
+    return dataclasses.replace(book, metrics={**book.metrics, stage: {**book.metrics[stage], key: value}})
+
+
+def test_every_claim_can_be_supported_and_every_claim_can_be_contradicted(told):
+    for claim in claims.all_claims(BOUNDS):
+        assert claims.judged(claim, told)[1] == "supported", claim.name
+        for about in dict.fromkeys(check.about for check in claim.checks):
+            worse = told
+            for check in claim.checks:
+                if check.about == about:
+                    value = check.bound + (-1.0 if check.rule == "above" else 1.0)
+                    worse = with_number(
+                        worse, check.source, value if check.exact else [value, value - 0.1, value + 0.1]
+                    )
+            assert claims.judged(claim, worse)[1] == "contradicted", about
+        bare = dataclasses.replace(told, metrics={})
+        assert claims.judged(claim, bare)[1] == "undecided"
+
+
+def test_levelling_off_is_told_from_over_optimisation(told):
+    over = told
     for net in claims.NETS:
-        lost = changed(lost, key.format(net, "gold"), [-0.9, -1.0, -0.8])
-        lost = changed(lost, key.format(net, "diversity"), [-0.9, -1.0, -0.8])
-    assert verdict_of(lost, "DI* over DI++") == "contradicted"
-    wide = changed(book, "24_miniature_results:gains.unet.reward_only over diff_instruct.gold", [-0.2, -0.5, 0.1])
-    assert verdict_of(book, "over-alignment") == "supported"
-    assert verdict_of(wide, "over-alignment") == "partly"
+        for method in claims.METHODS:
+            over = with_number(over, f"24_miniature_results:settling.{net}.{method}.late", [-0.05, -0.06, -0.04])
+    claim = next(one for one in claims.all_claims(BOUNDS) if one.name == "convergence")
+    answers = claims.answers(claims.judged(claim, over)[0])
+    assert [found for about, found in answers.items() if "over-optimised" in about] == ["no"]
+    assert [found for about, found in answers.items() if "levelled off" in about] == ["yes"]
+
+
+def test_a_verdict_that_hangs_on_one_comparator_or_bound_is_shown(told):
+    source = "24_miniature_results:against_reference.{}.dipp.steps 4.gold"
+    changed_book = told
+    for net in claims.NETS:
+        changed_book = with_number(changed_book, source.format(net), [-0.1, -0.2, -0.05])
+    found = tables.turned(changed_book, BOUNDS)
+    rows = found[found["claim"] == "One step rivals many"]
+    assert {"reference at steps 4 alone", "reference at steps 4 left out"} <= set(rows["with"])
+    near = with_number(told, "11_alignment_2d:cfg_sw2_to_cfg_optimum.worst", [0.1, 0.09, 0.11])
+    assert "near x 0.5" in set(tables.turned(near, BOUNDS)["with"])
 
 
 def test_algorithm_1_takes_no_pictures():
@@ -204,7 +236,7 @@ def test_the_tables_that_are_published_are_those_of_the_committed_numbers(book, 
     tables.publish(Report("41_paper_and_here", tmp_path), book, tables.bounds())
     committed = checkout / "reports/tables/41_paper_and_here"
     made = sorted((tmp_path / "tables/41_paper_and_here").iterdir())
-    assert {path.name for path in committed.iterdir()} - {path.name for path in made} == {"not_met.csv", "turned.csv"}
+    assert {path.name for path in committed.iterdir()} - {path.name for path in made} == {"not_met.csv"}
     assert [path.name for path in made if path.read_bytes() != (committed / path.name).read_bytes()] == []
 
 

@@ -23,6 +23,7 @@ from dipp_core.method.schedule import (
 )
 from dipp_core.method.scores import conditional_score
 from dipp_core.worlds import gaussian_optima as optima
+from dipp_core.worlds import plane
 from dipp_core.worlds.gaussian import (
     Gaussian,
     exact_score,
@@ -127,6 +128,61 @@ def test_the_critical_beta_of_the_ring_world_and_the_limits_of_pseudo_huber():
     assert there == -back
     wide = optima.linear_shift_huber(1.0, LAM, 5.0 * 1e4, ring_levels(), 1e4)
     torch.testing.assert_close(wide, optima.linear_shift_l2(1.0, LAM, 5.0, ring_levels()), rtol=1e-6, atol=0)
+
+
+def ring_of(radius):
+    world = plane.ring(RING, radius=radius)
+    return world.law.given(world.prompts[0]), radius**2 / 2 + 0.3**2
+
+
+NORTH = torch.tensor([0.0, 2.0], dtype=torch.float64)
+
+
+def test_for_a_gaussian_the_fisher_information_gives_the_critical_beta_and_the_force_at_every_shift():
+    levels, shifts = ring_levels(12), torch.tensor([0.1, 1.0, 30.0])
+    law = Gaussian(torch.zeros(2).double(), torch.diag(LAM[[2, 1]]))
+    wanted = optima.huber_critical_beta(2.0, LAM[1], levels)
+    torch.testing.assert_close(optima.fisher_critical_beta(NORTH, law, levels), wanted)
+    k = 1 / (LAM[1] + levels.noise_var)
+    balance = torch.stack([levels.integrate(k**2 * d / (k**2 * d**2 + C**2).sqrt()) for d in shifts])
+    torch.testing.assert_close(optima.rigid_force(shifts, NORTH, law, levels, C), balance)
+
+
+@pytest.mark.parametrize("radius", [1.0, 2.0, 3.0])
+def test_a_ring_is_held_by_more_than_a_gaussian_of_its_variance_and_far_out_by_its_fisher_information(radius):
+    """By Cramer and Rao; and the quadrature agrees with draws from the law."""
+    levels, (law, variance) = ring_levels(12), ring_of(radius)
+    found = optima.fisher_critical_beta(NORTH, law, levels)
+    assert found < optima.huber_critical_beta(2.0, variance, levels)
+    far = optima.rigid_force(torch.tensor([1e4]), NORTH, law, levels, C)
+    torch.testing.assert_close(2.0 / far[0], found, rtol=1e-3, atol=0)
+    t = levels.t[:, None].expand(-1, 20000)
+    x0 = law.sample((len(levels.t), 20000), generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    along = exact_score(law, RING)(RING.perturb(x0, t, noise), t)[..., 1]
+    torch.testing.assert_close(2.0 / levels.integrate(along.square().mean(-1)), found, rtol=0.02, atol=0)
+
+
+def test_the_method_feels_the_force_on_a_rigid_copy():
+    """The surrogate's gradient for the shift of a copy of the ring, by Monte Carlo, against the quadrature."""
+    levels, (law, _), shift = ring_levels(12), ring_of(2.0), 1.5
+    delta = torch.tensor(shift, dtype=torch.float64, requires_grad=True)
+    unit, ref = torch.tensor([0.0, 1.0], dtype=torch.float64), exact_score(law, RING)
+    t = levels.t[:, None].expand(-1, 40000)
+    x0 = law.sample(t.shape, generator=torch.Generator().manual_seed(2)) + delta * unit
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    xt = RING.perturb(x0, t, noise)
+    value = score_divergence_surrogate(
+        t=t,
+        s_ta=ref(xt - shift * unit, t),
+        s_ref=ref(xt, t),
+        s_cond=conditional_score(noise, t, RING),
+        weight=normalised(sigma_power_weight(RING), uniform_time(), 12),
+        distance=pseudo_huber(C),
+    )
+    (pull,) = torch.autograd.grad(value.mean(), delta)
+    wanted = optima.rigid_force(torch.tensor([shift]), unit, law, levels, C)[0]
+    torch.testing.assert_close(pull, wanted, rtol=0.03, atol=0)
 
 
 @pytest.mark.parametrize("sigma", [0.05, 0.5, 2.0])

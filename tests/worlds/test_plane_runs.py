@@ -66,6 +66,17 @@ def test_curves_have_a_value_for_every_step_and_run_and_the_learning_rate_falls_
     torch.testing.assert_close(means[0], curves.values["reward"][:4].mean(0))
 
 
+def test_at_constant_rates_what_happens_by_some_step_does_not_depend_on_how_many_follow():
+    few, many = (aligned(stack_of(1), [1.0], steps=steps, falling=False) for steps in (4, 8))
+    assert all(torch.equal(values, many.values[name][:4]) for name, values in few.values.items())
+
+
+def test_one_gaussian_is_the_same_for_both_prompts():
+    world = plane.one_gaussian(WORLD.schedule, std=1.5)
+    assert world.spread == pytest.approx(1.5)
+    assert torch.equal(*(world.sample(prompt, (9,), generator=rng()) for prompt in (0, 1)))
+
+
 def test_more_reward_scale_gives_more_reward():
     stack = stack_of(1).repeat(3)
     aligned(stack, [0.0, 0.5, 5.0], steps=150)
