@@ -242,7 +242,7 @@ def coverage(distance: Tensor, edge: Tensor | float = 1.0) -> Tensor:
 
 
 def _surface(scene: Scene) -> Tensor:
-    """The colour of the shape at every pixel, (n, 3, H, W), by its style: plain, in stripes, or lit from the left top."""
+    """The colour of the shape at every pixel, (n, 3, H, W), by its style: plain, striped, or lit from the left top."""
     colour = scene.colour[:, :, None, None]
     ticks = (torch.arange(PIXELS) + 0.5) * PIXEL - 1
     x, y = ticks - scene.centre[:, :1], ticks - scene.centre[:, 1:]
