@@ -10,9 +10,9 @@ in comments are those of Algorithm 1, `ALGORITHM_1` in dipp_core/method/algorith
 import argparse
 import copy
 import math
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,12 @@ def sigma(t: Tensor) -> Tensor:
 def draw_time(n: int, rng: torch.Generator) -> Tensor:
     """t ~ pi, uniform on [T_MIN, T_MAX]."""
     return T_MIN + (T_MAX - T_MIN) * torch.rand(n, generator=rng)
+
+
+def draw(n: int, rng: torch.Generator) -> tuple[Tensor, ...]:
+    """What a step of Algorithm 1 draws: c, z, t, eps."""
+    cond, z = draw_cond(n, rng), torch.randn(n, 2, generator=rng)
+    return cond, z, draw_time(n, rng), torch.randn(n, 2, generator=rng)
 
 
 def weight(t: Tensor) -> Tensor:
@@ -120,28 +126,23 @@ def align(
     alpha_rew: float, alpha_cfg: float, distar: bool, rng: torch.Generator,
 ) -> None:  # fmt: skip
     """Algorithm 1. With alpha_rew = 0 it distils: Diff-Instruct, or SIM with `distar`."""
-    gen_optimizer = torch.optim.Adam(gen.parameters(), lr=lr, betas=(0.0, 0.99))
-    ta_optimizer = torch.optim.Adam(ta.parameters(), lr=2 * lr, betas=(0.0, 0.99))
+    gen_optimizer = torch.optim.Adam(gen.parameters(), betas=(0.0, 0.99))
+    ta_optimizer = torch.optim.Adam(ta.parameters(), betas=(0.0, 0.99))
     for step in range(steps):  # line 2
-        for optimizer, rate in ((gen_optimizer, lr), (ta_optimizer, 2 * lr)):
-            optimizer.param_groups[0]["lr"] = rate * min(1, 2 * (1 - step / steps))  # falls in the second half
+        rate = lr * min(1, 2 * (1 - step / steps))  # falls in the second half
+        gen_optimizer.param_groups[0]["lr"], ta_optimizer.param_groups[0]["lr"] = rate, 2 * rate
         for _ in range(ta_steps):  # line 3, K_TA times
-            cond, z = draw_cond(batch, rng), torch.randn(batch, 2, generator=rng)  # line 4
-            with torch.no_grad():
-                x0 = gen.generate(z, cond)
-            t, eps = draw_time(batch, rng), torch.randn(batch, 2, generator=rng)
+            cond, z, t, eps = draw(batch, rng)  # line 4
             ta_optimizer.zero_grad()
-            assistant_loss(ta, x0=x0, cond=cond, t=t, eps=eps).backward()
+            assistant_loss(ta, x0=gen.generate(z, cond).detach(), cond=cond, t=t, eps=eps).backward()
             ta_optimizer.step()
 
-        cond, z = draw_cond(batch, rng), torch.randn(batch, 2, generator=rng)
-        t, eps = draw_time(batch, rng), torch.randn(batch, 2, generator=rng)
-        ta.requires_grad_(False)
-        loss = generator_loss(
-            gen, ta, ref, z=z, cond=cond, t=t, eps=eps, alpha_rew=alpha_rew, alpha_cfg=alpha_cfg, distar=distar
-        )
+        cond, z, t, eps = draw(batch, rng)
         gen_optimizer.zero_grad()
-        loss.backward()
+        generator_loss(
+            gen, ta.requires_grad_(False), ref, z=z, cond=cond, t=t, eps=eps,
+            alpha_rew=alpha_rew, alpha_cfg=alpha_cfg, distar=distar,
+        ).backward()  # fmt: skip
         gen_optimizer.step()  # line 12
         ta.requires_grad_(True)
         if (step + 1) % max(1, steps // 10) == 0:
@@ -199,14 +200,12 @@ def report(gen: Diffusion, ta: Diffusion, ref: Diffusion, n: int = 8192) -> str:
 def picture(samples: dict[str, Tensor], cond: Tensor, path: Path) -> None:
     """One panel a distribution, coloured by prompt, over contours of the reward."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
         print("no matplotlib, so no picture: pip install matplotlib")
         return
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    fig, axes = plt.subplots(1, len(samples), figsize=(3.1 * len(samples), 3.1), sharey=True, layout="constrained")
+    fig = Figure(figsize=(3.1 * len(samples), 3.1), layout="constrained")
+    axes = fig.subplots(1, len(samples), sharey=True)
     axis = torch.linspace(-2.7, 2.7, 80)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
     for ax, (title, x0) in zip(axes, samples.items(), strict=True):
@@ -222,22 +221,20 @@ def picture(samples: dict[str, Tensor], cond: Tensor, path: Path) -> None:
     print(f"wrote {path}")
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"one_file.py: {message} (--help lists the flags)\n")
-
-
-def main() -> None:
-    parser = Parser(description="Diff-Instruct++ (or Diff-Instruct*) from nothing, in two dimensions.")
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Diff-Instruct++ (or Diff-Instruct*) from nothing, in two dimensions.")
     parser.add_argument("--distar", action="store_true", help="Diff-Instruct*: a score divergence in place of the KL")
-    parser.add_argument("--alpha-rew", type=float, default=1.0, help="reward's weight, 1 / beta (default: %(default)s)")
-    parser.add_argument("--alpha-cfg", type=float, default=0.0, help="guidance, 0 is off (default: %(default)s)")
-    parser.add_argument("--ta-steps", type=int, default=1, help="K_TA, assistant steps a step (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=1500, help="of alignment; twice that for the reference and for "
-                        "distillation (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--batch", type=int, default=512, help="samples a step (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is random (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default="one_file.png", help="the picture (default: %(default)s)")
+    for flag, kind, default, about in (
+        ("--alpha-rew", float, 1.0, "the reward's weight, 1 / beta"),
+        ("--alpha-cfg", float, 0.0, "guidance, 0 is off"),
+        ("--ta-steps", int, 1, "K_TA, steps of the assistant in one step of the generator"),
+        ("--steps", int, 1500, "of alignment; twice that for the reference and for distillation"),
+        ("--batch", int, 512, "samples a step"),
+        ("--seed", int, 0, "of everything that is random"),
+        ("--out", Path, Path("one_file.png"), "the picture"),
+    ):
+        parser.add_argument(flag, type=kind, default=default, help=f"{about} (default: %(default)s)")
+    parser.error = lambda message: parser.exit(2, f"one_file.py: {message}\n")  # type: ignore  # one line
     args = parser.parse_args()
     if min(args.ta_steps, args.steps, args.batch) < 1:
         parser.error("--ta-steps, --steps and --batch are whole numbers from 1 on")
@@ -245,21 +242,20 @@ def main() -> None:
         parser.error("--alpha-rew and --alpha-cfg are numbers from 0 on")
     if not args.out.resolve().parent.is_dir() or args.out.suffix not in (".png", ".pdf", ".svg"):
         parser.error(f"--out is a .png, .pdf or .svg in a folder that exists, not {args.out}")
+    return args
 
+
+def main() -> None:
+    args = arguments()
     torch.manual_seed(args.seed)  # the networks' first parameters
     rng = torch.Generator().manual_seed(args.seed)  # everything that is drawn
     ref = train_reference(steps=2 * args.steps, lr=3e-3, batch=args.batch, rng=rng)
     gen, ta = copy.deepcopy(ref).requires_grad_(True), copy.deepcopy(ref).requires_grad_(True)  # line 1
     distilling, aligning = ("SIM", "DI*") if args.distar else ("Diff-Instruct", "DI++")
-    align(
-        gen, ta, ref, name=distilling, steps=2 * args.steps, lr=2e-3, ta_steps=args.ta_steps, batch=args.batch,
-        alpha_rew=0.0, alpha_cfg=0.0, distar=args.distar, rng=rng,
-    )  # fmt: skip
+    run = partial(align, gen, ta, ref, ta_steps=args.ta_steps, batch=args.batch, distar=args.distar, rng=rng)
+    run(name=distilling, steps=2 * args.steps, lr=2e-3, alpha_rew=0.0, alpha_cfg=0.0)
     distilled = copy.deepcopy(gen)
-    align(
-        gen, ta, ref, name=aligning, steps=args.steps, lr=1e-3, ta_steps=args.ta_steps, batch=args.batch,
-        alpha_rew=args.alpha_rew, alpha_cfg=args.alpha_cfg, distar=args.distar, rng=rng,
-    )  # fmt: skip
+    run(name=aligning, steps=args.steps, lr=1e-3, alpha_rew=args.alpha_rew, alpha_cfg=args.alpha_cfg)
 
     cond, z = draw_cond(3000, rng), torch.randn(3000, 2, generator=rng)
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """The shape of the house: who imports whom, and that notebooks, parameters and pipeline say the same."""
 
 import ast
+import functools
 import json
 import pathlib
 import sys
@@ -32,6 +33,7 @@ ROOMS = {
 }
 
 
+@functools.cache
 def tree(name: str) -> ast.Module:
     return ast.parse((ROOT / name).read_text())
 
@@ -41,44 +43,45 @@ def room(name: str) -> str:
     return pathlib.PurePath(name).parts[1].removesuffix(".py")
 
 
-def imported(name: str) -> set[str]:
+@functools.cache
+def imported(name: str) -> frozenset[str]:
     """The files of dipp_core that a file imports itself, anywhere in it, packages on the way aside."""
     found = sources.files_of((ROOT / name).read_text())
-    return {other for other in found if not other.endswith("__init__.py")} - {name}
+    return frozenset(other for other in found if not other.endswith("__init__.py") and other != name)
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if room(name) in ROOMS])
-def test_imports_run_one_way(name):
-    own = room(name)
-    assert sorted(other for other in imported(name) if room(other) not in ROOMS[own] | {own}) == []
+def test_imports_run_one_way():
+    known = [name for name in FILES if room(name) in ROOMS]
+    pairs = [(name, other) for name in known for other in imported(name)]
+    assert [pair for pair in pairs if room(pair[1]) not in ROOMS[room(pair[0])] | {room(pair[0])}] == []
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if room(name) in ("method", "one_file")])
-def test_the_method_and_the_one_file_need_torch_alone(name):
-    modules = {alias.name for node in ast.walk(tree(name)) if isinstance(node, ast.Import) for alias in node.names}
-    modules |= {node.module for node in ast.walk(tree(name)) if isinstance(node, ast.ImportFrom)}
-    packages = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names)
-    own = {"dipp_core"} if room(name) == "method" else {"matplotlib"}  # for the picture at the end, if it is there
-    assert packages <= {"torch"} | own
+def test_the_method_and_the_one_file_need_torch_alone():
+    for name in (name for name in FILES if room(name) in ("method", "one_file")):
+        modules = {alias.name for node in ast.walk(tree(name)) if isinstance(node, ast.Import) for alias in node.names}
+        modules |= {node.module for node in ast.walk(tree(name)) if isinstance(node, ast.ImportFrom)}
+        packages = {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names)
+        own = {"dipp_core"} if room(name) == "method" else {"matplotlib"}  # for the picture at the end, if it is there
+        assert packages <= {"torch"} | own, name
 
 
 def test_no_files_import_each_other_in_a_circle():
-    left = {name: imported(name) & set(FILES) for name in FILES}
+    left: dict[str, frozenset[str]] = {name: imported(name) & set(FILES) for name in FILES}
     while free := [name for name, others in left.items() if not others & left.keys()]:
         for name in free:
             del left[name]
     assert left == {}
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_file_says_what_it_is_for_and_importing_it_only_defines(name):
+def test_a_file_says_what_it_is_for_and_importing_it_only_defines():
     """At the top of a file stand imports, definitions, values, and what runs only as a command."""
     allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
-    assert ast.get_docstring(tree(name))
-    for node in tree(name).body[1:]:
-        as_command = isinstance(node, ast.If) and ast.unparse(node.test) in ("__name__ == '__main__'", "TYPE_CHECKING")
-        assert isinstance(node, allowed) or as_command, f"{name}, line {node.lineno}: {ast.unparse(node)}"
-        assert not getattr(node, "level", 0), f"{name}: a relative import hides what the pipeline must know"
+    for name in FILES:
+        assert ast.get_docstring(tree(name)), name
+        for node in tree(name).body[1:]:
+            command = isinstance(node, ast.If) and ast.unparse(node.test) in ("__name__ == '__main__'", "TYPE_CHECKING")
+            assert isinstance(node, allowed) or command, f"{name}, line {node.lineno}: {ast.unparse(node)}"
+            assert not getattr(node, "level", 0), f"{name}: a relative import hides what the pipeline must know"
 
 
 def entries() -> dict[str, dict]:

@@ -1,18 +1,19 @@
 """Every notebook, at smoke scale, through the runner that the pipeline uses."""
 
 import json
+import multiprocessing
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 
 import nbformat
 import pandas as pd
 import pytest
 
-from dipp_core.book import sources
+from dipp_core.book import pipeline, sources
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 STAGES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
@@ -24,13 +25,16 @@ def needed(stage: str) -> list[str]:
     return sorted(set(re.findall(r'(?:load_tensors|find_folder)\(\s*"(\w+)"', code)))
 
 
-def run_notebook(stage: str, reports: pathlib.Path, before: list[Future], *given: str) -> str:
-    """Run a notebook by the command of its stage, after others; returns what it printed if it failed."""
+def run_notebook(pool: ProcessPoolExecutor, stage: str, reports: pathlib.Path, before: list[Future]) -> str:
+    """Run a notebook by the command of its stage, after others; returns what is wrong if it failed."""
     if any(future.result() for future in before):
         return f"{stage}: a notebook that it needs has failed"
-    command = [sys.executable, "-m", "dipp_core.book.pipeline", "run", stage, "--set", "scale=smoke", *given]
-    done = subprocess.run([*command, "--reports", str(reports)], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout + done.stderr if done.returncode else ""
+    words = ["run", stage, "--set", "scale=smoke", "--set", "threads=1", "--reports", str(reports)]
+    try:
+        pool.submit(pipeline.command, words).result()
+    except BaseException as error:  # a failed cell ends its process, with SystemExit
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +47,12 @@ def runs(request, tmp_path_factory):
         later = {name for stage in later for name in needed(stage)} - wanted
     # one folder for all, since later ones load what earlier ones saved; in order, so that nothing waits for ever
     reports, futures = tmp_path_factory.mktemp("reports"), {}
-    with ThreadPoolExecutor(2) as pool:
+    forks = multiprocessing.get_context("forkserver")  # the runner is imported once, and every run has its own process
+    forks.set_forkserver_preload(["papermill", "dipp_core.book.pipeline"])
+    with ProcessPoolExecutor(2, mp_context=forks, max_tasks_per_child=1) as pool, ThreadPoolExecutor(2) as threads:
         for stage in sorted(wanted):
             before = [futures[name] for name in needed(stage)]
-            futures[stage] = pool.submit(run_notebook, stage, reports, before)
+            futures[stage] = threads.submit(run_notebook, pool, stage, reports, before)
         yield reports, futures
 
 
@@ -124,8 +130,11 @@ def test_a_run_is_the_same_to_the_bit_whichever_other_runs_there_are(run, tmp_pa
     stage, reports = run
     for name in needed(stage):
         shutil.copytree(reports / "runs" / name, tmp_path / "runs" / name)
-    more = ["--set", "seeds={unet: [3, 2, 1], dit: [1, 2]}", "--set", "other_starts=[]"]
-    assert run_notebook(stage, tmp_path, [], *more) == ""
+    settings = ["scale=smoke", "threads=1", "seeds={unet: [3, 2, 1], dit: [1, 2]}", "other_starts=[]"]
+    more = [word for setting in settings for word in ("--set", setting)]
+    command = [sys.executable, "-m", "dipp_core.book.pipeline", "run", stage, *more, "--reports", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     made, again = ({path.name: path for path in (r / "runs" / stage).glob("*_start_*")} for r in (reports, tmp_path))
     assert set(made) < set(again)
     assert [name for name, path in made.items() if path.read_bytes() != again[name].read_bytes()] == []

@@ -1,6 +1,5 @@
 """The set-up of `.venv` by setup.sh: in scratch checkouts, with a uv that only pretends. And what the lock holds."""
 
-import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -216,55 +215,3 @@ def test_make_alone_lists_the_targets(checkout):
     listed = subprocess.run(["make", "-s"], cwd=checkout, capture_output=True, text=True, check=True).stdout
     targets = {"setup", "repro", "test", "lint", "lab", "bench", "clean"}
     assert targets <= set(re.findall(r"^  make (\w+) +\S", listed, re.MULTILINE))
-
-
-# ------------------------------------------------------------------------------------------------------ the real thing
-
-
-@pytest.mark.clone
-def test_a_new_clone_makes_its_environment_and_all_results(checkout, tmp_path, stages_run):
-    """What a newcomer does, in a path with spaces, after a first try that was killed."""
-    clone = new_clone(checkout, tmp_path / "the work" / "a paper's companion")
-    variables = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH") and k[:4] != "DIPP"}
-    variables["PATH"] = os.pathsep.join(p for p in variables["PATH"].split(os.pathsep) if ".venv" not in p)
-
-    def make(*targets):
-        done = subprocess.run(["make", *targets], cwd=clone, env=variables, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done.stdout
-
-    first = subprocess.Popen(["make", "setup"], cwd=clone, env=variables, start_new_session=True)
-    end = time.monotonic() + 120
-    while not list(clone.glob(".venv/lib/*/site-packages/*")) and time.monotonic() < end:
-        time.sleep(0.1)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-
-    params = clone / "params.yaml"
-    params.write_text(re.sub(r"^scale: \w+", "scale: smoke", params.read_text(), flags=re.MULTILINE))
-    output = make("repro")
-    notebooks = sorted(path.stem for path in clone.glob("notebooks/*.ipynb"))
-    assert "an interrupted set-up was found; starting over" in output
-    assert stages_run(output) == ["sources", *notebooks]
-    for stage in notebooks:
-        assert '"scale": "smoke"' in (clone / f"reports/manifests/{stage}.json").read_text()
-
-    assert stages_run(make("repro")) == []
-    packages = "torchvision, diffusers, transformers, ImageReward, hpsv2, hpsv2.src.open_clip, dipp_core"
-    code = f"import {packages}; print(dipp_core.__file__)"
-    imported = subprocess.run([clone / ".venv/bin/python", "-c", code], cwd="/", capture_output=True, text=True)
-    assert imported.stdout.splitlines()[-1:] == [str(clone / "dipp_core/__init__.py")], imported.stderr
-
-
-def new_clone(checkout: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
-    """A clone of what the next commit would hold."""
-    source = folder.parent / "origin"
-    listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=checkout, stdout=subprocess.PIPE)
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        with contextlib.suppress(FileNotFoundError):  # deleted, and not yet committed
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(checkout / name, source / name)
-    who = ["-c", "user.name=test", "-c", "user.email=test@test"]
-    for command in (["init", "-q"], ["add", "-A"], [*who, "commit", "-qm", "all"], ["clone", "-q", ".", str(folder)]):
-        subprocess.run(["git", *command], cwd=source, check=True)
-    return folder

@@ -143,7 +143,9 @@ def publish(stage: str, work: pathlib.Path, reports: pathlib.Path) -> None:
 
 def run(stage: str, overrides: dict, reports: pathlib.Path | None = None) -> None:
     """Run one notebook and publish its figures, tables, metrics, executed notebook and manifest."""
-    values, threads, start = config.section(stage, overrides), config.read()["threads"], time.time()
+    start, threads = time.time(), overrides.get("threads", config.read()["threads"])
+    overrides = {key: value for key, value in overrides.items() if key != "threads"}
+    before = values, _ = config.section(stage, overrides), config.read()["threads"]
     work = (root() / ".work" / "runs" if reports is None else reports.resolve() / ".work") / stage
     reports = (reports or root() / "reports").resolve()
     with only_one(work.with_suffix(".lock"), stage):
@@ -158,7 +160,7 @@ def run(stage: str, overrides: dict, reports: pathlib.Path | None = None) -> Non
         write_whole(work / "reports" / "notebooks" / f"{stage}.ipynb", text)
         place = work / "reports" / "manifests" / f"{stage}.json"
         write_manifest(place, stage, values.model_dump(), threads, start, used)
-        if (config.section(stage, overrides), config.read()["threads"]) != (values, threads):
+        if (config.section(stage, overrides), config.read()["threads"]) != before:
             raise InputError(f"{stage}: params.yaml changed while it ran; nothing was published, run it again")
         publish(stage, work, reports)
         shutil.rmtree(work, ignore_errors=True)

@@ -47,18 +47,15 @@ def gather(folder: pathlib.Path) -> pd.DataFrame:
 
     rows = []
     for path in sorted(folder.glob(f"*/{votes.FILE}")):
-        head, *lines = [json.loads(line) for line in path.read_text().splitlines()]
-        answers: list[dict] = []
-        for line in lines:
-            answers.pop() if line["vote"] == "back" else answers.append(line)
-        if not answers:
+        kept = json.loads(path.read_text())
+        if not kept["votes"]:
             continue
         with safe_open(path.parent / votes.PAIRS, framework="pt") as file:
-            a_left = file.get_tensor("a_left").bool().tolist()
-        for line, left in zip(answers, a_left, strict=False):
-            score = votes.SCORES[line["vote"]]
-            row = {"voter": head["voter"], **line, "a_is": "left" if left else "right"}
-            rows.append(row | {"score": score if left else 1 - score})
+            captions, sides = json.loads(file.metadata()["captions"]), file.get_tensor("a_left").bool().tolist()
+        for pair, (vote, caption, left) in enumerate(zip(kept["votes"], captions, sides, strict=False)):
+            score = votes.SCORES[vote]
+            row = {"voter": kept["voter"], "pair": pair, "vote": vote, "caption": caption}
+            rows.append(row | {"a_is": "left" if left else "right", "score": score if left else 1 - score})
     if not rows:
         raise InputError(f"{folder}: nobody has voted yet")
     return pd.DataFrame(rows)

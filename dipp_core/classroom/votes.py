@@ -1,11 +1,11 @@
 """Blinded votes on pairs of pictures: rounds of pairs, votes kept as they come, the form, win rates, a learned taste.
 
     votes/NAME/pairs.safetensors   the pictures as they are shown, and which side model a is on
-    votes/NAME/votes.jsonl         {"voter": "you"}, then {"pair": 0, "vote": "left", "caption": ".."}, one line a vote
+    votes/NAME/votes.json          {"voter": "you", "votes": ["left", "tie", ..]}, for the first pairs in order
 
-A vote counts once its line is on the disk (fsync): a crash loses none, and a later start goes on from there. The file
-of votes does not say which model was where, so it can be looked at while the round is under way. Any two exported
-models can be compared:
+The file of votes is written whole at every vote, beside the old one and renamed: a crash loses none, and a later start
+goes on from there. It does not say which model was where, so it can be looked at while the round is under way. Any two
+exported models can be compared:
 
     two = blind_round(exported(folder_a, t_star), exported(folder_b, t_star), captions, pairs=40, generator=rng)
     ballot = open_ballot(votes_folder("two"), two, voter="you")
@@ -13,29 +13,27 @@ models can be compared:
 """
 
 import contextlib
-import errno
 import html
 import io
 import json
 import math
-import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dipp_core import files
-from dipp_core.files import InputError, only_one, write_whole
+from dipp_core.files import InputError, only_one, read_json, write_whole
 from dipp_core.models import folders
 from dipp_core.rewards.shapes import PreferenceReward, bradley_terry_loss
 from dipp_core.training import watch
 
 SCORES = {"left": 1.0, "tie": 0.5, "right": 0.0}
-PAIRS, FILE = "pairs.safetensors", "votes.jsonl"
+PAIRS, FILE = "pairs.safetensors", "votes.json"
 Painter = Callable[[Sequence[str], int], Tensor]  # (n captions, seed) -> pictures (n, 3, H, W) in [0, 1]
 
 
@@ -110,9 +108,9 @@ class Ballot:
     folder: pathlib.Path
     round: Round
     voter: str
-    file: IO[bytes]
+    lock: contextlib.ExitStack
     answers: list[str] = field(default_factory=list)
-    close: Callable[[], None] = lambda: None  # lets go of the file and its lock; another notebook may open it then
+    closed: bool = False
 
     @property
     def done(self) -> bool:
@@ -124,20 +122,31 @@ class Ballot:
             raise InputError(f"{vote!r} is no vote: {', '.join(SCORES)}")
         if self.done:
             raise InputError(f"all {len(self.round)} pairs of {self.folder.name} have their vote")
-        pair = len(self.answers)
-        self.keep({"pair": pair, "vote": vote, "caption": self.round.captions[pair]})
-        self.answers.append(vote)
+        self.keep([*self.answers, vote])
 
     def back(self) -> None:
-        """Take the last vote back; what was voted stays in the file."""
-        if self.answers:
-            self.keep({"pair": len(self.answers) - 1, "vote": "back"})
-            self.answers.pop()
+        """Take the last vote back."""
+        self.keep(self.answers[:-1])
 
     def fill(self, votes: Sequence[str]) -> None:
-        """Votes of a simulated voter on all pairs that have none yet, given as a person's would be."""
-        for vote in votes[len(self.answers) :]:
-            self.vote(vote)
+        """Votes of a simulated voter on all pairs that have none yet."""
+        self.keep([*self.answers, *votes[len(self.answers) : len(self.round)]])
+
+    def keep(self, answers: list[str]) -> None:
+        """These are the votes; on the disk when this returns, or nothing has changed."""
+        if self.closed:
+            raise InputError(f"this form of {self.folder.name} is closed, a newer one has taken over: vote there")
+        try:
+            write_whole(self.folder / FILE, json.dumps({"voter": self.voter, "votes": answers}))
+        except OSError as error:
+            why = f"the vote was not saved ({error.strerror or error}); cure that and vote again"
+            raise InputError(f"{self.folder / FILE}: {why}") from None
+        self.answers = answers
+
+    def close(self) -> None:
+        """Let go of the folder; another notebook may open it then."""
+        self.closed = True
+        self.lock.close()
 
     def voted(self) -> Voted:
         """What a reward learns from, of all pairs that have a vote."""
@@ -156,21 +165,6 @@ class Ballot:
         found = zip(self.round.captions, sides, self.answers, strict=False)
         return [{"voter": self.voter, "caption": text, "a_is": side, "vote": vote} for text, side, vote in found]
 
-    def keep(self, line: dict) -> None:
-        """One line, on the disk when this returns; what could not be written whole is cut off again."""
-        if self.file.closed:
-            raise InputError(f"this form of {self.folder.name} is closed, a newer one has taken over: vote there")
-        content, size = (json.dumps(line) + "\n").encode(), os.fstat(self.file.fileno()).st_size
-        try:
-            if self.file.write(content) < len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self.file.fileno())
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                self.file.truncate(size)
-            why = f"the vote was not saved ({error.strerror or error}); cure that and vote again"
-            raise InputError(f"{self.folder / FILE}: {why}") from None
-
 
 OPEN_BALLOTS: dict[pathlib.Path, Ballot] = {}  # of this process: a round opened again belongs to the newer form
 
@@ -186,62 +180,34 @@ def open_ballot(
     with contextlib.ExitStack() as held:
         try:
             held.enter_context(only_one(folder / ".lock", f"voting in {folder}", cure))
-            file = held.enter_context(open(folder / FILE, "a+b", buffering=0))
         except OSError as error:
             why = f"votes cannot be kept there ({error.strerror}); free it or choose another"
             raise InputError(f"{folder}: {why}") from None
-        ballot = Ballot(folder, new_round, voter, file)
-        if lines := _whole_lines(ballot, say):
-            _replay(ballot, lines)
-        else:
-            ballot.keep({"voter": voter})
-        if ballot.answers:
+        ballot = Ballot(folder, new_round, voter, held)
+        if answers := _kept_votes(folder / FILE, voter):
             _check_same_pictures(ballot)
+            ballot.answers = answers
+            say(f"{folder.name}: going on after {len(answers)} of {len(new_round)} votes")
         else:
             _keep_pictures(ballot)
-        ballot.close = held.pop_all().close
+            ballot.keep([])
+        ballot.lock = held.pop_all()
     OPEN_BALLOTS[folder] = ballot
-    if ballot.answers:
-        say(f"{folder.name}: going on after {len(ballot.answers)} of {len(ballot.round)} votes")
     return ballot
 
 
-def _whole_lines(ballot: Ballot, say: Callable[[str], None]) -> list[dict]:
-    """The lines of the file; a broken last one, which a crash may leave, is dropped and said."""
-    path, file = ballot.folder / FILE, ballot.file
-    parts = path.read_bytes().splitlines(keepends=True)
-    lines: list[dict] = []
-    for number, part in enumerate(parts, start=1):
-        with contextlib.suppress(ValueError):
-            if isinstance(line := json.loads(part), dict):
-                lines.append(line)
-                continue
-        if number < len(parts):
-            raise InputError(f"{path}, line {number} cannot be read; repair or remove that line")
-        say(f"{path}: dropped a broken last line ({len(part)} bytes), which had not been saved whole")
-        file.truncate(sum(map(len, parts[:-1])))
-        os.fsync(file.fileno())
-        return lines
-    if parts and not parts[-1].endswith(b"\n"):  # whole but for its end, as an editor may leave it
-        file.write(b"\n")
-        os.fsync(file.fileno())
-    return lines
-
-
-def _replay(ballot: Ballot, lines: list[dict]) -> None:
-    """The votes that the lines say, in order."""
-    path, (head, *votes) = ballot.folder / FILE, lines
-    if head.get("voter") != ballot.voter:
-        whose = f"holds the votes of {head.get('voter')!r}, not of {ballot.voter!r}"
-        raise InputError(f"{path} {whose}: rename or remove {ballot.folder}")
-    for number, line in enumerate(votes, start=2):
-        pair, vote, answers = line.get("pair"), line.get("vote"), ballot.answers
-        if vote in SCORES and pair == len(answers):
-            answers.append(vote)
-        elif vote == "back" and answers and pair == len(answers) - 1:
-            answers.pop()
-        else:
-            raise InputError(f"{path}, line {number} is out of order; repair or remove {ballot.folder}")
+def _kept_votes(path: pathlib.Path, voter: str) -> list[str]:
+    """The votes of this voter that are there already."""
+    if not path.exists():
+        return []
+    cure = f"rename or remove {path.parent}"
+    kept = read_json(path, cure)
+    votes = kept.get("votes") if isinstance(kept, dict) else None
+    if not isinstance(votes, list) or not set(votes) <= set(SCORES):
+        raise InputError(f"{path} holds no votes; {cure}")
+    if kept.get("voter") != voter:
+        raise InputError(f"{path} holds the votes of {kept.get('voter')!r}, not of {voter!r}; {cure}")
+    return votes
 
 
 def _keep_pictures(ballot: Ballot) -> None:
@@ -252,9 +218,6 @@ def _keep_pictures(ballot: Ballot) -> None:
     sides = {"left": pairs.left.contiguous(), "right": pairs.right.contiguous()}
     tensors = sides | {"a_left": pairs.a_left.to(torch.uint8)}
     write_whole(ballot.folder / PAIRS, save(tensors, metadata={"captions": json.dumps(pairs.captions)}))
-    descriptor = os.open(ballot.folder, os.O_RDONLY)  # the names of both files are on the disk, too
-    os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def _check_same_pictures(ballot: Ballot) -> None:

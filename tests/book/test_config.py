@@ -77,7 +77,7 @@ WRONG = {
     "too small": (("0.5", "-1.0"), "widths.rate: found -1.0 (float); allowed: greater than 0"),
     "unknown choice": (("round", "rond"), "widths.shape: found 'rond' (str); allowed: 'round' or 'square'"),
     "inside a list": (("0.9", "high"), "widths.levels.1: found 'high' (str); allowed: a valid number"),
-    "unknown scale": (("scale: mini", "scale: minni"), "allowed: 'smoke', 'mini', 'long' or 'full'; did you mean 'mini'?"),
+    "unknown scale": (("scale: mini", "scale: minni"), "'smoke', 'mini', 'long' or 'full'; did you mean 'mini'?"),
     "unknown scale of a value": (("mini: 100", "mimi: 100"), "widths.steps.mimi: unknown scale; allowed: smoke, mini"),
     "no value for the scale": ((", mini: 100", ""), "widths.steps: no value for scale 'mini'; found only smoke, full"),
     "seed in a section": (("rate: 0.5", "rate: 0.5\n  seed: 3"), "widths.seed: belongs at the top of the file"),

@@ -252,6 +252,18 @@ def test_every_reported_number_stands_in_one_table_and_shares_no_row_or_scale_wi
     assert sorted(found) == sorted(results.reported_source(row) for row in book.reported.to_dict("records"))
 
 
+def test_open_questions_and_findings_name_notebooks_that_are_there(book, checkout):
+    questions = pd.read_csv(checkout / "data/reported/questions.csv", dtype=str, keep_default_na=False)
+    named = [stage for stages in questions["stages"] for stage in stages.split("; ")]
+    sources = [source for cell in questions["sources"] for source in cell.split("; ") if source]
+    for kind in ("negatives", "beyond"):
+        sources += list(tables.findings(book, kind)["source"])
+        named += [stage for one in claims.read_claims()[kind] for stage in one["stages"]]
+    assert {source.partition(":")[0] for source in sources} <= set(results.METRICS)
+    assert all((checkout / f"notebooks/{stage}.ipynb").is_file() for stage in named)
+    assert list(tables.questions(book, base=None)["question"]) == list(questions["question"])
+
+
 def test_signs_of_markdown_and_latex_are_escaped():
     text = tables.markdown_rows(pd.DataFrame({"a": ["x | y*"], "b": ["[0](c)"]}), raw=("b",))
     assert text.splitlines()[2] == r"| x &#124; y\* | [0](c) |"
