@@ -51,6 +51,7 @@ Guidance = Annotated[float, Field(ge=1, allow_inf_nan=False)]  # a scale: 1 is o
 AboveOne = Annotated[float, Field(gt=1, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
+Seeds: Any = several(Seed, 2, 20, distinct=True)
 Lists = Literal["own", "coco", "hpsv2", "parti"]
 Judges = Literal["image_reward", "hpsv2", "hpsv2.1", "pickscore", "clipscore", "aesthetic"]
 Sweeps = Literal[
@@ -166,7 +167,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "alignment": dict(
         batch=Several, steps=Several, gen_lr=Positive, ta_lr=Positive, flat=Share, ema=Share,
         pull=Positive, probe_steps=Count,
-        seeds=Annotated[dict[Literal["unet", "dit"], several(Seed, 2, 20, distinct=True)], Field(min_length=2)],
+        seeds=Annotated[dict[Literal["unet", "dit"], Seeds], Field(min_length=2)],
         other_starts=several(Starts, 0, distinct=True), kept_seed=KeptSeed, watch_steps=Count,
         watch_each=Several, columns=whole(2, 14), each=Several, robust_each=Several, data_each=whole(4),
         kl_pictures=Several, kl_nodes=Several, resamples=Resamples),
