@@ -58,6 +58,7 @@ METRIC_NAMES = {
     "seconds_per_10_images": "seconds per 10 images",
     "reward": "learned reward",
     "gold": "gold score",
+    "style": "share outlined",
     "accuracy": "caption accuracy",
     "frechet_data": "Fréchet to the data",
     "frechet_clean": "Fréchet to clean data",

@@ -44,7 +44,7 @@ RAW = ("notebooks", "figure")  # columns that hold links
 Block = tuple[str, pd.DataFrame]  # a heading and a frame of text: what must not be mixed has blocks of its own
 COMMAND = "python -m dipp_core.book.tables"
 PAPERS = ("dipp", "distar_v1", "distar_readme")  # the authors' own sources; the others are of other people
-NUMBERS = ("reward", "gold", "accuracy", "frechet_data", "diversity")
+NUMBERS = ("reward", "gold", "style", "accuracy", "frechet_data", "diversity")
 NAMES = {
     "reference": "reference in many steps",
     "start": "one-step start",
