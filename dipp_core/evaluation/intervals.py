@@ -48,12 +48,12 @@ def over_seeds_and_captions(by_seed: Tensor, drawn: Tensor, captions: int) -> In
     return mean, mean - half, mean + half
 
 
-def bar(values: Tensor, *, seeds: int, worst: bool, alarm: float) -> float:
-    """The bound that a new run with so many seeds passes by chance with probability `alarm` at most.
+def bar(values: Tensor, *, seeds: int, alarm: float) -> float:
+    """The bound that the mean of so many new seeds passes by chance with probability `alarm`.
 
-    values (n,), positive: a number of other seeds, log-normal. For the mean of m new ones it is one-sided Student's
-    prediction bound in logs, exp(mean + t s sqrt(1/n + 1/m)); for the worst of m each gets alarm / m.
+    values (n,), positive: the number for other seeds, log-normal. With m new ones it is Student's one-sided prediction
+    bound in logs, exp(mean + t_(n-1) s sqrt(1/n + 1/m)).
     """
     logs, n = values.double().log(), len(values)
-    below, spread = (1 - alarm / seeds, 1 + 1 / n) if worst else (1 - alarm, 1 / seeds + 1 / n)
-    return math.exp(logs.mean().item() + student(n - 1, below) * logs.std().item() * math.sqrt(spread))
+    half = student(n - 1, 1 - alarm) * logs.std().item() * math.sqrt(1 / seeds + 1 / n)
+    return math.exp(logs.mean().item() + half)
