@@ -140,7 +140,8 @@ def pipeline() -> dict:
 
 def make_small_checkout(root: pathlib.Path) -> pathlib.Path:
     """Write its files into an empty folder."""
-    shutil.copytree(CHECKOUT / "dipp_core/book", root / "dipp_core/book", ignore=shutil.ignore_patterns("__pycache__"))
+    skipped = shutil.ignore_patterns("__pycache__", "site")  # three megabytes that no test of a small checkout needs
+    shutil.copytree(CHECKOUT / "dipp_core/book", root / "dipp_core/book", ignore=skipped)
     shutil.copyfile(CHECKOUT / "dipp_core/files.py", root / "dipp_core/files.py")
     (root / ".dvc").mkdir()
     for name in (".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
