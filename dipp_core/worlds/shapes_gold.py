@@ -213,7 +213,7 @@ def statistics_table() -> str:
     kinds |= {flaw: scenes.flaws[:, k] & (count == 1) for k, flaw in enumerate(shapes.FLAWS)} | {
         "two flaws": count == 2
     }
-    kinds |= {f"clean, {style}": (count == 0) & (scenes.style == k) for k, style in enumerate(shapes.STYLES)}
+    kinds |= {f"clean {style}": (count == 0) & (scenes.style == k) for k, style in enumerate(shapes.STYLES)}
     lines = [",".join(["pictures", "share", *values])]
     for kind, chosen in kinds.items():
         numbers = [chosen.float().mean(), *(value[chosen].mean() for value in values.values())]
