@@ -29,8 +29,6 @@ BARS = [
     ("11_alignment_2d", "duality_gap", 0, 0.05),
     ("11_alignment_2d", "distar_threshold.ring_2.over_fisher", 1, None),
     ("11_alignment_2d", "distar_threshold.ring_2.over_gaussian", 0, 1),
-    ("11_alignment_2d", "distar_threshold.ring_3.over_fisher", 1, None),
-    ("11_alignment_2d", "distar_threshold.ring_3.over_gaussian", 0, 1),
     ("12_pareto_2d", "duality_gap", 0, 0.05),
     ("12_pareto_2d", "seeds", 10, None),
     ("12_pareto_2d", "distar_less_dipp_same_weight.sigma2.kl_1.low", 0, None),
