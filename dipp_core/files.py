@@ -1,14 +1,25 @@
-"""Files that are written whole or not at all, locked by one process, read with one clear line; and the checkout."""
+"""Files that are written whole or not at all, locked by one process, read with one clear line; and the checkout.
 
+Also what tells contents apart: of files, of code, of weights; and what is fetched from the hub.
+"""
+
+import ast
 import contextlib
 import fcntl
+import functools
+import hashlib
 import json
 import os
 import pathlib
 import re
+import socket
 import textwrap
-from collections.abc import Callable, Iterator
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+HF = ".venv/bin/hf"  # the hub's command, in messages
 
 
 class InputError(ValueError):
@@ -25,6 +36,12 @@ class InputError(ValueError):
 def root() -> pathlib.Path:
     """The checkout: where params.yaml, data/ and reports/ are (the pipeline runs a copy of the code from elsewhere)."""
     return pathlib.Path(os.environ.get("DIPP_ROOT") or pathlib.Path(__file__).resolve().parents[1])
+
+
+def placed(source: str | pathlib.Path) -> pathlib.Path:
+    """A file or folder that a user named: from where the command runs, else, as in params.yaml, from the checkout."""
+    path = pathlib.Path(source).expanduser()
+    return path if path.exists() or not (root() / path).exists() else root() / path
 
 
 def write_whole(path: pathlib.Path, content: bytes | str) -> pathlib.Path:
@@ -103,3 +120,80 @@ def check_weights(folder: pathlib.Path) -> str | None:
             why = f"{file.stat().st_size:,} bytes: {first_line(error)}"
             raise InputError(f"{file} is no whole safetensors file ({why}); fetch or make it again") from None
     return "fp16" if all(".fp16." in file.name for file in files) else None
+
+
+# ------------------------------------------------------------------------------------------------------------ contents
+
+
+@functools.lru_cache(maxsize=512)
+def code_hash(code: str) -> str:
+    """Of what code does: comments, docstrings and layout may change without a re-run of anything."""
+    tree = ast.parse(code)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node):
+            node.body = node.body[1:]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def code_of(*paths: str) -> dict[str, str]:
+    """Hashes of the library's files of these patterns, say "method/*.py", by their paths."""
+    package = pathlib.Path(__file__).parent
+    found = sorted(path for pattern in paths for path in package.glob(pattern))
+    return {path.relative_to(package).as_posix(): code_hash(path.read_text())[:16] for path in found}
+
+
+@functools.lru_cache(maxsize=1000)
+def _digest(path: pathlib.Path, size: int, changed: int) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def digest_of_files(place: pathlib.Path) -> str:
+    """Which files these are: names and contents of a folder of weights, or of one file."""
+    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+    digest = hashlib.sha256()
+    for path in files:
+        name = path.relative_to(place)
+        if not any(part.startswith(".") for part in name.parts):  # the hub's notes on downloads
+            digest.update(name.as_posix().encode())
+            digest.update(_digest(path, path.stat().st_size, path.stat().st_mtime_ns))
+    return digest.hexdigest()[:16]
+
+
+def digest_of_weights(state: Mapping[str, Any]) -> str:
+    """Which tensors these are: names, kinds and contents, wherever they lie."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, value in state.items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(memoryview(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+    return digest.hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------------------------------------- the hub
+
+
+def from_hub(
+    name: str,
+    commit: str,
+    wanted: Sequence[str],
+    left_out: Sequence[str] = (),
+    *,
+    kind: str = "model",
+    here: bool = False,
+) -> pathlib.Path:
+    """The folder of some files of a hub id at a commit; without a network, or `here`, only what was fetched before."""
+    import huggingface_hub
+
+    only: dict[str, Any] = {"allow_patterns": list(wanted), "ignore_patterns": list(left_out) or None}
+    offline = here or huggingface_hub.constants.HF_HUB_OFFLINE
+    if not offline and not urllib.request.getproxies():
+        address = urllib.parse.urlsplit(huggingface_hub.constants.ENDPOINT)
+        try:
+            socket.create_connection((address.hostname, address.port or 443), timeout=5).close()
+        except OSError:
+            offline = True
+    found = huggingface_hub.snapshot_download(name, repo_type=kind, revision=commit, local_files_only=offline, **only)
+    return pathlib.Path(found)

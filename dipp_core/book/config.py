@@ -121,6 +121,8 @@ def _globals(content: dict) -> Globals:
 def section(stage: str, overrides: dict[str, Any] | None = None) -> Any:
     """The validated section of one notebook; `overrides` win over params.yaml (the pipeline passes every value)."""
     content, overrides, name = read(), overrides or {}, section_name(stage)
+    if not isinstance(overrides, dict):
+        raise InputError(f"overrides is {overrides!r}: give names and values, as in {{'scale': 'smoke'}}")
     if name not in SECTIONS:
         raise InputError(f"there is no section '{name}'; allowed: {', '.join(SECTIONS)}{nearest(name, SECTIONS)}")
     if name not in content:

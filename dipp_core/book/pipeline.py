@@ -148,6 +148,10 @@ def run(stage: str, overrides: dict, reports: pathlib.Path | None = None) -> Non
     before = values, _ = config.section(stage, overrides), config.read()["threads"]
     work = (root() / ".work" / "runs" if reports is None else reports.resolve() / ".work") / stage
     reports = (reports or root() / "reports").resolve()
+    try:
+        work.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{reports} is no folder that can be written to ({error.strerror}): give another") from None
     with only_one(work.with_suffix(".lock"), stage):
         shutil.rmtree(work, ignore_errors=True)  # what an interrupted run left behind
         source, code = sources.write(stage)
@@ -193,6 +197,10 @@ def repro(stage: str | None) -> int:
     other's lock and then fails, which is no way to begin half an hour of work.
     """
     config.check()
+    lock = root() / "dvc.lock"
+    if lock.is_file() and "\n<<<<<<< " in f"\n{lock.read_text()}":
+        cure = "`git checkout --ours dvc.lock` takes one side, and what is then out of date is made again"
+        raise InputError(f"dvc.lock holds the marks of a merge: {cure}")
     words, folder = [sys.executable, "-m", "dvc", "repro", *([target(stage)] if stage else [])], root() / PUBLISHED
     known = {one["stage"]: one["wall_seconds"] for one in manifests(folder) if one["scale"] == config.read()["scale"]}
     with subprocess.Popen(words, cwd=root(), stdout=subprocess.PIPE, text=True) as dvc:

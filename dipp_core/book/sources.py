@@ -8,12 +8,11 @@ notebooks that use the file.
 
 import ast
 import functools
-import hashlib
 import json
 import pathlib
 import re
 
-from dipp_core.files import InputError, root, write_whole
+from dipp_core.files import InputError, code_hash, root, write_whole
 
 # Not code of a notebook: schemas have no defaults, so they can refuse a run but never change its result.
 SCHEMAS = "dipp_core/book/sections.py"
@@ -112,17 +111,6 @@ def imports(code: str) -> list[str]:
         found |= left
         left = {other for path in left for other in files_of((root() / path).read_text())} - found
     return sorted(found)
-
-
-@functools.lru_cache(maxsize=512)
-def code_hash(code: str) -> str:
-    """Of what a file does: comments, docstrings and layout may change without a re-run of anything."""
-    tree = ast.parse(code)
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for node in ast.walk(tree):
-        if isinstance(node, documented) and ast.get_docstring(node):
-            node.body = node.body[1:]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def code_text(stage: str) -> str:

@@ -12,7 +12,6 @@ and transformers only; nothing of the folder is run, nothing is fetched.
 """
 
 import contextlib
-import functools
 import hashlib
 import importlib
 import inspect
@@ -32,7 +31,17 @@ import torch
 from torch import Tensor, nn
 
 from dipp_core.evaluation.prompt_lists import Prompt
-from dipp_core.files import InputError, check_weights, first_line, read_json, root, write_whole
+from dipp_core.files import (
+    HF,
+    InputError,
+    check_weights,
+    code_hash,
+    digest_of_files,
+    first_line,
+    read_json,
+    root,
+    write_whole,
+)
 from dipp_core.models import folders, miniature
 from dipp_core.rewards.public import fill, quiet_packages
 
@@ -125,7 +134,7 @@ def denoiser_file(sampler: Sampler) -> pathlib.Path:
             return path
     known = folders.STARTS.get(f"{owner}/{name}")
     pinned = f"--revision {known.revision} " if known and known.revision else ""
-    fetch = f"`huggingface-cli download {owner}/{name} {file} {pinned}--local-dir models/{name}` fetches it"
+    fetch = f"`{HF} download {owner}/{name} {file} {pinned}--local-dir models/{name}` fetches it"
     why = fetch if owner else "give its place"
     raise InputError(f"{sampler.denoiser}, the weights of a denoiser for {sampler.source}, is not here; {why}")
 
@@ -276,24 +285,6 @@ def read_all(folder: pathlib.Path, wanted: Sequence[Item]) -> Tensor:
 # --------------------------------------------------------------------------------------------------------- what made it
 
 
-@functools.lru_cache(maxsize=1000)
-def _digest(path: pathlib.Path, size: int, changed: int) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
-
-
-def digest_of_files(place: pathlib.Path) -> str:
-    """Which files these are: names and contents of a folder of weights, or of one file."""
-    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
-    digest = hashlib.sha256()
-    for path in files:
-        name = path.relative_to(place)
-        if not any(part.startswith(".") for part in name.parts):  # the hub's notes on downloads
-            digest.update(name.as_posix().encode())
-            digest.update(_digest(path, path.stat().st_size, path.stat().st_mtime_ns))
-    return digest.hexdigest()[:16]
-
-
 def weights_of(sampler: Sampler) -> dict[str, str]:
     """Which weights, schedulers and tokenizers these are, by their contents."""
     places = {"model": locate(sampler)} | ({"denoiser": denoiser_file(sampler)} if sampler.denoiser else {})
@@ -374,6 +365,7 @@ def generate(
         return 0
     packages = {library.__name__: library.__version__ for library in (torch, diffusers, transformers)}
     facts["machine"] = packages | {"device": device}
+    facts["code"] = {one.__name__: code_hash(inspect.getsource(one))[:16] for one in DRAWS}
     agree(made_by, facts)  # before the weights are loaded
     pipeline = load(sampler, device=device)
     record(made_by, facts)
@@ -389,6 +381,9 @@ def generate(
                 write(folder, item, drawn[part.index(item)])
                 written += 1
     return written
+
+
+DRAWS = (_network, load, call_options, generator_of, write)  # the code that decides what a picture looks like
 
 
 def draw(

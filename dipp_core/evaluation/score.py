@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dipp_core.evaluation import draw, statistics
 from dipp_core.evaluation.draw import Item
 from dipp_core.evaluation.prompt_lists import Prompt
-from dipp_core.files import InputError, first_line, root, write_whole
+from dipp_core.files import InputError, code_of, digest_of_files, first_line, root, write_whole
 from dipp_core.rewards import public
 from dipp_core.rewards.judge import Judge
 from dipp_core.rewards.pixels import crop
@@ -133,7 +133,8 @@ def score(
     share = draw.batches(wanted, each * max(1, batch // each), shard)
     todo = [part for part in share if any((item, digests[item]) not in known for item in part)]
     files, record = pathlib.Path(source).expanduser(), folder / "scores" / name / draw.RECORD
-    facts = {"judge": asked, "files": draw.digest_of_files(files) if files.exists() else str(source)}
+    facts: dict[str, Any] = {"judge": asked, "files": digest_of_files(files) if files.exists() else str(source)}
+    facts["code"] = code_of("rewards/judge.py", "rewards/pixels.py", "rewards/public.py")
     if files.exists() or todo:
         draw.agree(record, facts)
     if not todo:

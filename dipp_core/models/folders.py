@@ -19,11 +19,13 @@ The second goes by several names: `add_noise(0, z, t*)`; EDM's D(sigma z, sigma)
 Euler's method from its largest sigma.
 """
 
+import contextlib
 import copy
 import importlib
 import json
 import pathlib
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,7 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dipp_core.files import InputError, check_weights, first_line, read_json
+from dipp_core.files import HF, InputError, check_weights, first_line, from_hub, placed, read_json, root
 from dipp_core.method.generator import OneStepGenerator
 from dipp_core.method.schedule import NoiseSchedule, vp_discrete
 from dipp_core.method.scores import Cond
@@ -114,7 +116,7 @@ SD15, PIXART, SDXL = PUBLIC
 STARTS = {name: Start(**row) for name, row in _KNOWN["starts"].items()}
 # the tiny decoder of the latents of SD1.5 and PixArt-alpha, 10 MB, MIT licence
 TINY_COMMAND = (
-    "huggingface-cli download madebyollin/taesd --revision 614f76814bbe30edbe2e627ace1c2234c81a2c0e "
+    f"{HF} download madebyollin/taesd --revision 614f76814bbe30edbe2e627ace1c2234c81a2c0e "
     '--include "*.json" "*.safetensors" --local-dir models/taesd'
 )
 
@@ -140,7 +142,7 @@ def download(name: str, commit: str, patterns: Sequence[str], left_out: Sequence
     some, none = (" ".join(f'"{p}"' for p in given) for given in (patterns, left_out))
     what = f"--include {some} --exclude {none}"  # a flag that is repeated would win over the one before
     pinned = f"--revision {commit} " if commit else ""
-    return f"huggingface-cli download {name} {pinned}{what} --local-dir models/{name.split('/')[1]}"
+    return f"{HF} download {name} {pinned}{what} --local-dir models/{name.split('/')[1]}"
 
 
 def locate(
@@ -150,34 +152,40 @@ def locate(
     descriptions_only: bool = False,
     patterns: Sequence[str] = PATTERNS,
 ) -> pathlib.Path:
-    """The folder of a model: `source` itself, or a hub id's files, from the hub only where `fetch` is said.
+    """The folder of a model: `source` itself, or a hub id's files, in models/NAME, or, where `fetch` is said, fetched.
 
     descriptions_only: just the small files, to know how large the rest is. patterns: the files that are needed.
     """
-    path = pathlib.Path(source).expanduser()
+    path = placed(source)
     if path.is_dir():
         return path
+    name, _, commit = str(source).partition("@")
+    if (commit or name in (*PUBLIC, *STARTS)) and (local := root() / "models" / name.split("/")[-1]).is_dir():
+        return local  # where the command below puts it
     name, commit = split_id(str(source))
     size = PUBLIC[name].size if name in PUBLIC else "size not known"
     half = name in STARTS and STARTS[name].half
     unwanted = [pattern for pattern in UNWANTED if not (half and pattern == "*fp16*")]
-    cure = f"`{download(name, commit, patterns, unwanted)}` fetches it, then give the folder"
+    cure = f"`{download(name, commit, patterns, unwanted)}` fetches it"
     if not fetch:
         raise InputError(f"{name} ({size}) is not here; {cure}")
-    import huggingface_hub
-
-    wanted = ["*.json"] if descriptions_only else list(patterns)
-    only: dict[str, Any] = {"revision": commit, "allow_patterns": wanted, "ignore_patterns": unwanted}
     try:
-        return pathlib.Path(huggingface_hub.snapshot_download(name, **only))
+        return from_hub(name, commit, ["*.json"] if descriptions_only else patterns, unwanted)
     except Exception as error:
         why = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"{name}@{commit} ({size}) cannot be fetched ({why}); with a network, {cure}") from None
 
 
+def is_here(source: str) -> bool:
+    """Whether nothing of a model is to be fetched any more."""
+    with contextlib.suppress(OSError, ValueError):
+        return placed(source).is_dir() or (from_hub(*split_id(source), PATTERNS, here=True) / "vae").is_dir()
+    return False
+
+
 def locate_start(source: str | pathlib.Path, *, fetch: bool = False) -> pathlib.Path:
     """The folder or file of a one-step model; of a hub id only what is needed, and only where `fetch` is said."""
-    path = pathlib.Path(source).expanduser()
+    path = placed(source)
     if path.is_file():
         if path.suffix in PICKLES:
             raise InputError(f"{path} is a pickle, which is not opened here: give a .safetensors file or a folder")
@@ -200,8 +208,9 @@ def describe(source: str | pathlib.Path, *, fetch: bool = False) -> dict[str, di
         folder = locate(source, fetch=fetch, descriptions_only=True)
         pipeline = _read_index(folder)["_class_name"]
         second = ["text_encoder_2"] if pipeline == "StableDiffusionXLPipeline" else []
-        places = [PIPELINES[pipeline][0], "vae", "text_encoder", *second]
-        found = {place: read_json(folder / place / "config.json", AGAIN) for place in places}
+        denoiser, vae = _described(folder, PIPELINES[pipeline][0])
+        texts = {place: read_json(folder / place / "config.json", AGAIN) for place in ("text_encoder", *second)}
+        found = {PIPELINES[pipeline][0]: denoiser, "vae": vae, **texts}
     return {
         "denoiser" if place in DENOISERS else place.replace("text_encoder", "text"): description
         for place, description in found.items()
@@ -214,11 +223,16 @@ def on_meta(description: Mapping[str, Any], dtype: torch.dtype = torch.float32) 
     if named not in CLASSES:
         raise InputError(f"a network of the class {named} is not known here: {', '.join(CLASSES)}")
     cls = _imported(named)
-    with torch.device("meta"):
-        if CLASSES[named][0] == "diffusers":
-            network = cls(**cls.extract_init_dict(dict(description))[0])
-        else:
-            network = cls(cls.config_class(**description))
+    try:
+        with torch.device("meta"):
+            if CLASSES[named][0] == "diffusers":
+                network = cls(**cls.extract_init_dict(dict(description))[0])
+            else:
+                network = cls(cls.config_class(**description))
+    except Exception as error:
+        raise InputError(
+            f"the config.json of the {named} describes no network ({first_line(error)}); {AGAIN}"
+        ) from None
     return network.to(dtype).eval().requires_grad_(False)
 
 
@@ -247,12 +261,13 @@ def load(
     index = _read_index(folder)
     place, loads_with = PIPELINES[index["_class_name"]]
     noise = read_noise(folder)
+    latent_scale = 2 ** (len(_described(folder, place)[1]["block_out_channels"]) - 1)
     network = _read_network(folder / place, index.get(place), dtype, loads_with)
     vae = None
     if "vae" in parts:
         vae = _read_network(folder / "vae", index.get("vae"), dtype, "AutoencoderKL").to(device)
     return LatentDiffusion(
-        Denoiser(network, noise_schedule(noise), latent_scale=_latent_scale(folder)).to(device),
+        Denoiser(network, noise_schedule(noise), latent_scale=latent_scale).to(device),
         PREDICTIONS[noise["prediction_type"]],
         vae=vae,
         text=read_text(folder, dtype=dtype, device=device) if "text" in parts else None,
@@ -311,7 +326,13 @@ def noise_schedule(noise: dict[str, Any]) -> NoiseSchedule:
     """The schedule of these settings, from diffusers' own table."""
     from diffusers import DDPMScheduler
 
-    return vp_discrete(DDPMScheduler(**noise).alphas_cumprod)
+    try:
+        kept = DDPMScheduler(**noise).alphas_cumprod
+    except Exception as error:
+        raise InputError(f"the scheduler's settings are none ({type(error).__name__}: {first_line(error)})") from None
+    if not len(kept) or not ((kept > 0) & (kept < 1)).all() or not (kept.diff() < 0).all():
+        raise InputError(f"the scheduler's noise does not rise from 0 to 1, over {len(kept)} steps: {noise}; {AGAIN}")
+    return vp_discrete(kept)
 
 
 def _class(path: pathlib.Path, named: Any, *allowed: str) -> Any:
@@ -340,15 +361,28 @@ def _read_network(path: pathlib.Path, named: Any, dtype: torch.dtype, *allowed: 
     return network.eval().requires_grad_(False)
 
 
-def _latent_scale(folder: pathlib.Path) -> int:
-    """Pixels per latent pixel; from the VAE's description, which is small and always needed."""
-    config = read_json(path := folder / "vae/config.json", AGAIN)
-    if not config.get("block_out_channels"):
-        raise InputError(f"{path} has no block_out_channels; {AGAIN}")
+def _described(folder: pathlib.Path, place: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The descriptions of a denoiser and of its VAE, which must fit each other."""
+    paths = folder / place / "config.json", folder / "vae/config.json"
+    denoiser, vae = (read_json(path, AGAIN) for path in paths)
+
+    def want(path: pathlib.Path, name: str, value: Any, wanted: str, fits: bool) -> None:
+        if not fits:
+            raise InputError(f"{path}: {name} is {value!r}, not {wanted}; {AGAIN}")
+
+    blocks, latents, factor = (vae.get(name) for name in ("block_out_channels", "latent_channels", "scaling_factor"))
+    want(paths[1], "block_out_channels", blocks, "a list of numbers", isinstance(blocks, list) and len(blocks) > 0)
+    want(paths[1], "latent_channels", latents, "a number from 1 on", isinstance(latents, int) and latents > 0)
+    want(paths[1], "scaling_factor", factor, "a number above 0", isinstance(factor, float | int) and factor > 0)
     for name in ("latents_mean", "shift_factor"):
-        if config.get(name):
-            raise InputError(f"{path} has a {name}; only latents that are scaled by one number are known here")
-    return 2 ** (len(config["block_out_channels"]) - 1)
+        if vae.get(name):
+            raise InputError(f"{paths[1]} has a {name}; only latents that are scaled by one number are known here")
+    channels, size = denoiser.get("in_channels"), denoiser.get("sample_size")
+    want(paths[0], "in_channels", channels, f"the {latents} channels of the VAE's latents", channels == latents)
+    sides = size if isinstance(size, list | tuple) else [size, size]
+    whole = len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides)
+    want(paths[0], "sample_size", size, "the size of the latents it was made for", whole)
+    return denoiser, vae
 
 
 def tiny_decoder(folder: pathlib.Path | str, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
@@ -500,6 +534,15 @@ def write(folder: pathlib.Path | str, *, denoiser: Any, **parts: Any) -> pathlib
     return pathlib.Path(folder)
 
 
+def one_step_scheduler(noise: Mapping[str, Any], gen: OneStepGenerator) -> Any:
+    """LCM's scheduler, which takes the noise as it is given; or Euler's, which scales it as `ScaledNoise` does."""
+    from diffusers import EulerDiscreteScheduler, LCMScheduler
+
+    if isinstance(gen, ScaledNoise):
+        return EulerDiscreteScheduler(**noise, timestep_spacing="trailing", steps_offset=1)
+    return LCMScheduler(**noise, clip_sample=False, steps_offset=1)
+
+
 def export(folder: pathlib.Path | str, diffusion: LatentDiffusion, gen: OneStepGenerator) -> pathlib.Path:
     """Write a one-step generator as an ordinary pipeline folder.
 
@@ -507,24 +550,47 @@ def export(folder: pathlib.Path | str, diffusion: LatentDiffusion, gen: OneStepG
 
         pipe = DiffusionPipeline.from_pretrained(folder)
         pipe(prompt, num_inference_steps=1, timesteps=[t_star], guidance_scale=1.0)
-
-    LCM's scheduler takes the noise as it is given; Euler's multiplies it by sigma, as `ScaledNoise` does.
     """
-    from diffusers import EulerDiscreteScheduler, LCMScheduler
-
     if diffusion.vae is None or diffusion.text is None:
         raise ValueError("a pipeline needs all parts: load the diffusion with its VAE and its text encoder")
-    if isinstance(gen, ScaledNoise):
-        scheduler = EulerDiscreteScheduler(**diffusion.noise, timestep_spacing="trailing", steps_offset=1)
-    else:
-        scheduler = LCMScheduler(**diffusion.noise, clip_sample=False, steps_offset=1)
-    parts = {"vae": diffusion.vae, "scheduler": scheduler} | diffusion.text.parts()
+    parts = {"vae": diffusion.vae, "scheduler": one_step_scheduler(diffusion.noise, gen)} | diffusion.text.parts()
     return write(folder, denoiser=gen.network.network, **parts)
 
 
-def export_start(folder: pathlib.Path | str, diffusion: LatentDiffusion, gen: OneStepGenerator) -> pathlib.Path:
-    """As `export`, with a note of how the model is to be asked, which `convention` reads: it may be a start again."""
-    path = export(folder, diffusion, gen)
+def copied_part(source: pathlib.Path, folder: pathlib.Path) -> None:
+    """Copy a part as it was published; of weights in half precision alone, under the names of whole ones."""
+    half = check_weights(source) if list(source.glob("*.safetensors")) else None
+    folder.mkdir(parents=True)
+    for path in (path for path in source.iterdir() if path.is_file() and path.suffix not in PICKLES):
+        target = folder / (path.name.replace(f".{half}.", ".") if half else path.name)
+        shutil.copyfile(path, target)
+        if half and target.name.endswith(".index.json"):
+            target.write_text(target.read_text().replace(f".{half}.", "."))
+
+
+def export_start(
+    folder: pathlib.Path, reference: pathlib.Path, noise: dict[str, Any], gen: OneStepGenerator
+) -> pathlib.Path:
+    """As `export`, beside the VAE and the text encoder of a reference's folder, which are copied and not loaded.
+
+    With a note of how the model is to be asked, which `convention` reads: it may be a start again.
+    """
+    index = _read_index(reference)
+    place = PIPELINES[index["_class_name"]][0]
+    shutil.rmtree(folder, ignore_errors=True)
+    for part in ("vae", *(name for name in index if name.startswith(("text_encoder", "tokenizer")))):
+        copied_part(reference / part, folder / part)
+    network: Any = gen.network.network
+    network.to(memory_format=torch.contiguous_format).save_pretrained(folder / place)
+    scheduler = one_step_scheduler(noise, gen)
+    scheduler.save_pretrained(folder / "scheduler")
+    kept = {name: value for name, value in index.items() if name in (place, "vae") or (folder / name).is_dir()}
+    kept |= {"_class_name": index["_class_name"], "scheduler": ["diffusers", type(scheduler).__name__]}
+    kept[place] = ["diffusers", type(network).__name__]
+    kept |= {name: index[name] for name in ("_diffusers_version", "force_zeros_for_empty_prompt") if name in index}
+    if index["_class_name"] == "StableDiffusionPipeline":
+        kept |= {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
+    (folder / "model_index.json").write_text(json.dumps(kept, indent=2) + "\n")
     note = {"t_star": _timestep(gen), "noise": TIMES_SIGMA if isinstance(gen, ScaledNoise) else AS_IT_IS}
-    (path / NOTE).write_text(json.dumps(note) + "\n")
-    return path
+    (folder / NOTE).write_text(json.dumps(note) + "\n")
+    return folder

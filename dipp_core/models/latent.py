@@ -5,6 +5,7 @@ network (xt, t, cond) -> prediction for `score_model` and `OneStepGenerator`, la
 pictures are in [0, 1], prompts are rows of a table (`prompts.Prompts`).
 """
 
+import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,10 +29,11 @@ class Denoiser(nn.Module):
     with them, resolution and aspect ratio; of its twice as many output channels the second half is a learned variance,
     which no score needs.
 
-    latent_scale: pixels per latent pixel, in each direction.
+    latent_scale: pixels per latent pixel, in each direction. autocast: compute in bfloat16, whatever weights are in.
     """
 
     network: Any
+    autocast = False
 
     def __init__(self, network: Any, schedule: NoiseSchedule, *, latent_scale: int):
         super().__init__()
@@ -65,7 +67,9 @@ class Denoiser(nn.Module):
             inputs |= {"encoder_attention_mask": cond["mask"], "added_cond_kwargs": self.picture_size(x)}
         if self.is_sdxl:
             inputs["added_cond_kwargs"] = {"text_embeds": cond["pooled"].to(dtype), "time_ids": self.time_ids(x)}
-        return self.network(x, **inputs)[0][:, : self.channels].to(xt.dtype)
+        fast = torch.autocast(x.device.type, torch.bfloat16) if self.autocast else contextlib.nullcontext()
+        with fast:
+            return self.network(x, **inputs)[0][:, : self.channels].to(xt.dtype)
 
 
 @dataclass

@@ -18,6 +18,7 @@ last whole file ended.
 import contextlib
 import functools
 import hashlib
+import inspect
 import json
 import pathlib
 import zlib
@@ -29,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipp_core.files import InputError, check_weights, first_line, only_one, read_json, write_whole
+from dipp_core.files import InputError, check_weights, code_hash, first_line, only_one, read_json, write_whole
 from dipp_core.method.scores import Cond
 
 FORMAT = 2
@@ -162,6 +163,26 @@ def encode_prompts(text: TextEncoder, texts: Sequence[str]) -> Prompts:
     return Prompts(tuple(texts), text.encode(texts), text.null())
 
 
+@dataclass(frozen=True)
+class EncodedPrompts(Prompts):
+    """Prompts that are encoded whenever they are asked for: no room on the disk, and the encoder stays in memory."""
+
+    encoder: TextEncoder
+
+    def _leaves_of(self, index: Tensor) -> dict[str, Tensor]:
+        rows = index.flatten().tolist()
+        found = self.encoder.encode_batch(["" if row < 0 else self.texts[row] for row in rows])
+        for name, leaf in found.items():
+            leaf[index.flatten() < 0] = self.null[name].to(leaf)
+        return {name: leaf.unflatten(0, index.shape) for name, leaf in found.items()}
+
+
+def prompts_of(encoder: TextEncoder, texts: Sequence[str]) -> EncodedPrompts:
+    """The table of these prompts, on the device of their encoder."""
+    device = encoder.encoder.device
+    return EncodedPrompts(tuple(texts), {}, _moved(encoder.null(), device, None), encoder)
+
+
 # ---------------------------------------------------------------------------------------------------------- on the disk
 
 
@@ -178,10 +199,11 @@ class StoredPrompts(Prompts):
 
     def _leaves_of(self, index: Tensor) -> dict[str, Tensor]:
         found = [self._row(number) for number in index.flatten().tolist()]
-        return {
-            name: torch.stack([row[name] for row in found]).unflatten(0, index.shape).to(leaf.device)
-            for name, leaf in self.null.items()
-        }
+        leaves = {name: torch.stack([row[name] for row in found]).unflatten(0, index.shape) for name in self.null}
+        device = self.null["tokens"].device
+        if device.type == "cuda":  # so that the copy need not wait for the work that the GPU still has
+            return {name: leaf.pin_memory().to(device, non_blocking=True) for name, leaf in leaves.items()}
+        return {name: leaf.to(device) for name, leaf in leaves.items()}
 
     def _row(self, number: int) -> dict[str, Tensor]:
         """The leaves of one prompt, in main memory, padded as the encoder pads."""
@@ -247,7 +269,15 @@ def identity(folder: pathlib.Path | str, dtype: torch.dtype) -> str:
     folder, cure = pathlib.Path(folder), "fetch or make the model again"
     index = read_json(folder / "model_index.json", cure)
     zeros = index.get("force_zeros_for_empty_prompt", True)
-    found = hashlib.sha256(json.dumps([FORMAT, index.get("_class_name"), zeros, PIXART_TOKENS, str(dtype)]).encode())
+    rules = [
+        FORMAT,
+        index.get("_class_name"),
+        zeros,
+        PIXART_TOKENS,
+        str(dtype),
+        code_hash(inspect.getsource(TextEncoder)),
+    ]
+    found = hashlib.sha256(json.dumps(rules).encode())
     for place in ("tokenizer", "text_encoder", *(name for name in ("tokenizer_2", "text_encoder_2") if name in index)):
         if place.startswith("text_encoder"):
             read_json(folder / place / "config.json", cure)

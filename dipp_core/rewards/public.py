@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dipp_core.files import InputError, first_line
+from dipp_core.files import HF, InputError, first_line, from_hub, placed
 from dipp_core.rewards.judge import About, Judge, OwnReward, WeightedSum
 from dipp_core.rewards.pixels import at_least_float32, crop, normalise, pad, unit
 
@@ -62,7 +62,7 @@ def fetch_command(reward: str, files: Sequence[File]) -> str:
     parts = []
     for repo, revision in dict.fromkeys((file.repo, file.revision) for file in files):
         names = " ".join(file.name for file in files if file.repo == repo)
-        parts.append(f"huggingface-cli download {repo} {names} --revision {revision} --local-dir models/{reward}")
+        parts.append(f"{HF} download {repo} {names} --revision {revision} --local-dir models/{reward}")
     return " && ".join(parts)
 
 
@@ -76,7 +76,7 @@ def locate(reward: str, files: Sequence[File], source: str | pathlib.Path | None
     if source is None:
         needs = ", ".join(f"{file.name} ({file.size})" for file in files)
         raise InputError(f"{reward} needs {needs}: give their folder, or the hub id {files[0].repo}; {how}")
-    path = pathlib.Path(source).expanduser()
+    path = placed(source)
     if path.is_file():
         if len(files) > 1:
             raise InputError(f"{path} is one file, but {reward} needs {len(files)}: give their folder; {how}")
@@ -94,16 +94,16 @@ def locate(reward: str, files: Sequence[File], source: str | pathlib.Path | None
         commit = commit or files[0].revision
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or not re.fullmatch(r"[0-9a-f]{40}", commit):
         raise InputError(f"{source}: no such file or folder, and no hub id with a commit (OWNER/NAME@COMMIT); {how}")
-    import huggingface_hub
-
     paths = {}
     for file in files:
         name, pinned = (repo, commit) if file.repo == files[0].repo else (file.repo, file.revision)
+        why = f"{reward}: {file.name} cannot be fetched from {name}@{pinned}"
         try:
-            paths[file.name] = pathlib.Path(huggingface_hub.hf_hub_download(name, file.name, revision=pinned))
+            paths[file.name] = from_hub(name, pinned, [file.name]) / file.name
         except Exception as error:
-            why = f"{file.name} cannot be fetched from {name}@{pinned} ({first_line(error)})"
-            raise InputError(f"{reward}: {why}; try again later") from None
+            raise InputError(f"{why} ({first_line(error)}); with a network, {how}") from None
+        if not paths[file.name].is_file():
+            raise InputError(f"{why}: it is not there; {how}")
     return paths
 
 

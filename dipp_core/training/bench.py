@@ -368,7 +368,7 @@ def measure_large(case: Case) -> dict[str, Any]:
 
 def alone(case: Case) -> dict[str, Any]:
     """`measure_large` in a process of its own; where it comes to nothing, {"failed": why}, one line."""
-    needed, machine = estimated(case) * GIB, memory.here("bench", case.device)
+    needed, machine = estimated(case) * GIB, memory.here([pathlib.Path("bench")], case.device)
     if needed > machine.memory:
         return {"failed": f"needs {needed / GIB:.1f} GiB, {machine.memory / GIB:.1f} GiB are free"}
     spawn = multiprocessing.get_context("spawn")

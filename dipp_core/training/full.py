@@ -6,22 +6,25 @@
     export(training)                         # the averaged generator as an ordinary pipeline, folder/pipeline
 
 `train` does all four, and is a command, `.venv/bin/python -m dipp_core.train 30_sd15 --set scale=full`. Killed at any
-moment and started again, it goes on from the last checkpoint; also with another number of processes, if
-switches.processes and switches.batch are set so that their product stays. What only saves memory may change as well.
+moment and started again, it goes on from the last checkpoint. What decides the result must be what it was, contents of
+weights and code of the step included: see `identity`. What only saves memory or time may change, and the number of
+processes, if switches.processes and switches.batch are set so that their product stays. More steps continue a stage.
+One distillation serves many alignments, each in its folder: `begin(.., distilled=the folder of the first)`.
 
 Models are folders in diffusers format, or hub ids with a pinned commit, which are fetched only where `fetch` says so.
 Where something is `missing`, the course can be `rehearsed` with small models of random weights.
 """
 
 import copy
+import functools
 import hashlib
+import inspect
 import json
 import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, TypeVar
 
 import matplotlib.pyplot as plt
@@ -30,19 +33,20 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from dipp_core.description import Description, Stage
-from dipp_core.files import InputError
+from dipp_core.files import InputError, code_hash, code_of, digest_of_weights, placed
 from dipp_core.method.algorithm import PRESETS, Reward, Settings, preset
 from dipp_core.method.divergences import pseudo_huber
 from dipp_core.method.generator import OneStepGenerator, trainable_copy
 from dipp_core.method.schedule import normalised, sigma_power_weight, uniform_index_time
 from dipp_core.models import folders, lora, miniature
-from dipp_core.models.latent import LatentDiffusion
+from dipp_core.models.latent import Denoiser, LatentDiffusion
 from dipp_core.models.lora import Adapted, SharedBase
-from dipp_core.models.prompts import Prompts, TextEncoder, guessed_tokens, stored_prompts
+from dipp_core.models.prompts import Prompts, TextEncoder, guessed_tokens, prompts_of, stored_prompts
 from dipp_core.rewards import public as rewards
 from dipp_core.rewards import tiny
 from dipp_core.training import memory
 from dipp_core.training.memory import GIB, Part, Switches, Task
+from dipp_core.training.run import in_whole
 from dipp_core.training.student import ALONE, Group, Pace, Student, teach
 from dipp_core.training.watch import picture_grid, read_curves
 from dipp_core.worlds import shapes
@@ -54,22 +58,27 @@ STAGES = ("distil", "align")
 THE_REFERENCE = "the reference"
 PACE = {"steps", "gen_lr", "ta_lr", "flat", "ema"}  # of a stage, beside its betas
 PREDICTION_TYPES = {short: name for name, short in folders.PREDICTIONS.items()}
-# what of a description and of its switches decides the result; the rest decides memory and time, and may change between
-# two starts
-DECISIVE = {"reference", "start", "t_star", "prediction", "rewards", "prompts", "tiny_vae"}
-DECISIVE_SWITCHES = ("roles", "rank", "targets", "dtype", "tiny_vae", "eight_bit_adam")
+# the switches that decide the result; the others decide memory and time, and may change between two starts
+DECISIVE = ("roles", "rank", "targets", "dtype", "autocast", "tiny_vae", "eight_bit_adam")
+STEP = ("method/*.py", "models/latent.py", "models/lora.py", "training/student.py")  # the code of a step
+JUDGED = ("rewards/judge.py", "rewards/pixels.py", "rewards/public.py")
 
 
 @dataclass
 class Training:
-    """A training, resolved: the description, what was found and loaded for it, and where it stands (`student`)."""
+    """A training, resolved: the description, what was found and loaded for it, and where it stands (`student`).
+
+    folders: of the stages. contents: what tells the models, prompts and code from others; judged: the same of rewards.
+    """
 
     about: Description
     folder: pathlib.Path
+    folders: dict[str, pathlib.Path]
     switches: Switches
     reference: pathlib.Path
     start: pathlib.Path
     world: LatentDiffusion
+    noise: dict[str, Any]
     prompts: Prompts
     reward: Reward | None
     settings: dict[str, Settings]
@@ -77,6 +86,8 @@ class Training:
     student: Student
     group: Group
     say: Say
+    contents: dict[str, Any]
+    judged: dict[str, Any]
 
 
 # ------------------------------------------------------------------------------------------ what a description asks for
@@ -84,11 +95,14 @@ class Training:
 
 def read_prompts(path: str) -> list[str]:
     """The prompts of a file, one a line, empty lines left out."""
-    try:
-        lines = pathlib.Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    try:  # other marks that Python ends a line at, such as a form feed, are parts of a prompt
+        lines = placed(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is no text in UTF-8"
-        raise InputError(f"the prompts {path} cannot be read ({why}): give a file of one prompt a line") from None
+        fetch = "`.venv/bin/python -m dipp_core.training.prompt_source` fetches a public list"
+        raise InputError(
+            f"the prompts {path} cannot be read ({why}): give a file of one prompt a line; {fetch}"
+        ) from None
     if not (texts := [line.strip() for line in lines if line.strip()]):
         raise InputError(f"{path} holds no prompts: give a file of one prompt a line")
     return texts
@@ -104,7 +118,7 @@ def find_device(wanted: str) -> str:
 def find_adam(switches: Switches, device: str) -> Adam:
     """Adam, (parameters, lr, betas) -> optimiser; with its state in 8 bits where bitsandbytes is there."""
     if not switches.eight_bit_adam:
-        return torch.optim.Adam
+        return torch.optim.Adam if device == "cpu" else functools.partial(torch.optim.Adam, fused=True)
     if device == "cpu":
         raise InputError("eight_bit_adam needs a GPU: set eight_bit_adam = false")
     try:
@@ -135,6 +149,7 @@ def task_of(about: Description, stage: Stage, prompts: int = 1000, tokens: float
         prompt_tokens=tokens,
         own_start=about.start != THE_REFERENCE,
         fetch=about.fetch,
+        absent=about.fetch and not folders.is_here(about.reference),
     )
 
 
@@ -160,18 +175,36 @@ def settings_of(stage: Stage, world: LatentDiffusion, batch: int) -> Settings:
 def new_student(world: LatentDiffusion, start: LatentDiffusion, t_star: int, switches: Switches) -> Student:
     """Generator and assistant, as adapters or as networks of their own in float32; both recompute where it is said."""
     denoisers = {id(one.denoiser): one.denoiser for one in (world, start)}  # one, where the start is the reference
+    for denoiser in denoisers.values():
+        make_fast(denoiser)
     if switches.roles == "full":
         if switches.checkpoint_denoiser:
             for denoiser in denoisers.values():
                 lora.recompute_denoiser(denoiser)
-        return Student(start.generator(t_star).float(), trainable_copy(world.denoiser).float())
-    bases = {key: SharedBase(denoiser, targets=switches.targets) for key, denoiser in denoisers.items()}
-    if switches.checkpoint_denoiser:
-        for base in bases.values():
-            base.recompute()
-    adapted = {key: Adapted(base, rank=switches.rank) for key, base in bases.items()}
-    gen = start.generator(t_star, adapted[id(start.denoiser)])
-    return Student(gen, trainable_copy(adapted[id(world.denoiser)]))
+        student = Student(start.generator(t_star).float(), trainable_copy(world.denoiser).float())
+        roles: list[Any] = [student.gen.network, student.ta]
+        for role in roles:
+            role.autocast = switches.autocast
+        compiled = [*denoisers.values(), *roles]
+    else:
+        bases = {key: SharedBase(denoiser, targets=switches.targets) for key, denoiser in denoisers.items()}
+        if switches.checkpoint_denoiser:
+            for base in bases.values():
+                base.recompute()
+        adapted = {key: Adapted(base, rank=switches.rank) for key, base in bases.items()}
+        gen = start.generator(t_star, adapted[id(start.denoiser)])
+        student, compiled = Student(gen, trainable_copy(adapted[id(world.denoiser)])), list(denoisers.values())
+    for one in compiled if switches.compile else ():  # last, since copies are not compiled
+        one.network.compile()
+    return student
+
+
+def make_fast(denoiser: Denoiser) -> None:
+    """What makes a denoiser and its copies faster on a GPU, and leaves results alone but for rounding."""
+    if next(denoiser.parameters()).is_cuda:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        if not denoiser.is_transformer:  # its convolutions are faster with the channels last
+            denoiser.network.to(memory_format=torch.channels_last)
 
 
 def check_rewards(judges: Any, world: LatentDiffusion, prompts: Prompts, gen: OneStepGenerator, batch: int) -> None:
@@ -200,15 +233,18 @@ def begin(
     about: Description,
     folder: pathlib.Path | str,
     *,
+    distilled: pathlib.Path | str | None = None,
     group: Group = ALONE,
-    cache: pathlib.Path | str | None = None,
     say: Say = print,
 ) -> Training:
     """Check and estimate a training, then load what it needs, what is most often missing first.
 
-    cache: where encoded prompts are kept, for this run and others; "encoded_prompts" in the folder if none is given.
+    distilled: the folder of another training, whose distillation and encoded prompts this one shares.
     """
     folder, switches = pathlib.Path(folder), memory.switched(about.profile, about.switches)
+    shared = pathlib.Path(distilled or folder)
+    if not shared.is_dir() and distilled:
+        raise InputError(f"{shared}, whose distillation is to be shared, is not there: give the folder of a training")
     if switches.processes != (here := group.share[1]):
         what = f"{switches.processes} processes of batch {switches.batch} are described, {here} run"
         raise InputError(
@@ -217,29 +253,37 @@ def begin(
     texts, device = read_prompts(about.prompts), find_device(about.device)
     adam, dtype = find_adam(switches, device), getattr(torch, switches.dtype)
     stages = {name: stage for name, stage in about.stages.items() if stage.steps} or {"align": about.align}
-    judged = any([asks_reward(about, stage) for stage in stages.values()])
-    machine = memory.here(folder, device)
+    asking = [name for name, stage in stages.items() if asks_reward(about, stage)]
+    machine = memory.here((folder, shared), device)
     tasks = [task_of(about, stage, len(texts), guessed_tokens(texts)) for stage in stages.values()]
     dearest = max(tasks, key=lambda task: memory.needed(memory.estimate(task, switches, machine.kind)))
     memory.check(dearest, switches, machine, say)
     reference = folders.locate(about.reference, fetch=about.fetch)
     own = reference if about.start == THE_REFERENCE else folders.locate_start(about.start, fetch=about.fetch)
-    judge: Any = rewards.load(about.rewards, checkpointing=switches.checkpoint_reward) if judged else None
+    judge: Any = rewards.load(about.rewards, checkpointing=switches.checkpoint_reward) if asking else None
     if switches.tiny_vae and not about.tiny_vae:
         raise InputError("the switch tiny_vae needs a tiny decoder: give its folder as tiny_vae")
     decoder = folders.tiny_decoder(about.tiny_vae, dtype=dtype, device=device) if switches.tiny_vae and judge else None
 
-    def load_encoder() -> TextEncoder:  # where a prompt is not on the disk yet; gone before anything else is loaded
+    def load_encoder() -> TextEncoder:
         return folders.read_text(reference, dtype=dtype, device=device)
 
-    place = pathlib.Path(cache or folder / "encoded_prompts")
-    prompts = stored_prompts(place, reference, texts, load_encoder=load_encoder, dtype=dtype, say=say).to(device)
+    prompts: Prompts
+    if switches.encode == "during":
+        prompts = prompts_of(load_encoder(), texts)
+    else:  # the encoder is loaded where a prompt is not on the disk yet, and gone before anything else is loaded
+        place = shared / "encoded_prompts"
+        prompts = stored_prompts(place, reference, texts, load_encoder=load_encoder, dtype=dtype, say=say).to(device)
     learned = dtype if switches.roles == "lora" else torch.float32  # what learns is not rounded
     world = folders.load(reference, parts=("denoiser", "vae"), dtype=learned, device=device)
     start = world if own == reference else folders.load_start(own, world, dtype=learned, device=device)
+    last = max(about.t_star, *(stage.timesteps[1] - 1 for stage in stages.values()))
+    if last >= min(world.steps, start.steps):
+        raise InputError(f"{reference} has {world.steps} steps of noise, and timestep {last} is asked for")
     if about.prediction != "as its folder says":
         noise = {**start.noise, "prediction_type": PREDICTION_TYPES[about.prediction]}
         start = replace(start, prediction_type=about.prediction, noise=noise)
+    contents = identity(about, switches, world, start, texts)
     batch = switches.batch * switches.processes
     settings = {name: settings_of(stage, world, batch) for name, stage in about.stages.items()}
     student = new_student(world, start, about.t_star, switches)
@@ -250,26 +294,68 @@ def begin(
     if switches.checkpoint_vae:
         for vae in filter(None, (world.vae, decoder)):
             lora.recompute_vae(vae)
-    reward = None
+    reward, judged = None, {}
     if judge is not None:
+        judged = identity_of_rewards(about, judge) | {
+            "tiny_vae": "none" if decoder is None else digest_of_weights(decoder.state_dict())
+        }
         seen = world if decoder is None else replace(world, vae=decoder)
         check_rewards(judge.to(device).judges, seen, prompts, student.gen, switches.micro or switches.batch)
         reward = seen.reward(judge, prompts)
+    places = {"distil": shared / "distil", "align": folder / "align"}
     return Training(
-        about, folder, switches, reference, own, world, prompts, reward, settings, adam, student, group, say
+        about=about,
+        folder=folder,
+        folders=places,
+        switches=switches,
+        reference=reference,
+        start=own,
+        world=world,
+        noise=start.noise,
+        prompts=prompts,
+        reward=reward,
+        settings=settings,
+        adam=adam,
+        student=student,
+        group=group,
+        say=say,
+        contents=contents,
+        judged=judged,
     )
 
 
-def facts_of(training: Training, name: str) -> dict[str, Any]:
-    """What tells a stage from others, beside its settings: models, prompts, rewards, and the stages before it."""
-    about, texts = training.about, "\n".join(training.prompts.texts)
-    facts = about.model_dump(include=DECISIVE)
-    facts["prompts_sha256"] = hashlib.sha256(texts.encode()).hexdigest()[:16]
-    for before in STAGES[: STAGES.index(name)]:
-        facts[before] = about.stages[before].model_dump()
-    for switch in DECISIVE_SWITCHES:
-        facts[f"switches.{switch}"] = getattr(training.switches, switch)
-    return facts
+def identity(
+    about: Description, switches: Switches, world: LatentDiffusion, start: LatentDiffusion, texts: Sequence[str]
+) -> dict[str, Any]:
+    """What a checkpoint belongs to, beside its settings: the contents of models and prompts, the code of the step."""
+    assert world.vae is not None
+    own = {} if start is world else {"weights": digest_of_weights(start.denoiser.state_dict())}
+    return {
+        "reference": {
+            "denoiser": digest_of_weights(world.denoiser.state_dict()),
+            "vae": digest_of_weights(world.vae.state_dict()),
+            "noise": world.noise,
+        },
+        "start": own | {"noise": start.noise, "t_star": about.t_star},
+        "prompts": hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16],
+        "switches": {name: getattr(switches, name) for name in DECISIVE},
+        "code": code_of(*STEP),
+    }
+
+
+def identity_of_rewards(about: Description, judge: Any) -> dict[str, Any]:
+    """The same of a sum of rewards; of one's own reward its file counts as code."""
+    found = []
+    for term, one in zip(about.rewards, judge.judges, strict=True):
+        known = {"reward": term["reward"], "weight": term.get("weight", 1.0)}
+        known["weights"] = digest_of_weights(one.state_dict())
+        if (function := getattr(one, "function", None)) is not None:
+            try:
+                known["code"] = code_hash(pathlib.Path(inspect.getfile(function)).read_text())[:16]
+            except (TypeError, OSError):  # of a function without a file nothing more is known
+                known["code"] = "unknown"
+        found.append(known)
+    return {"rewards": found, "code of rewards": code_of(*JUDGED)}
 
 
 def watch(training: Training) -> Callable[[int, Student], dict[str, Any]]:
@@ -302,8 +388,11 @@ def learn(training: Training, name: str, *, progress: bool | None = None) -> Stu
     about, stage = training.about, training.about.stages[name]
     if stage.steps == 0:
         return training.student
+    facts = training.contents | (training.judged if asks_reward(about, stage) else {})
+    if name != STAGES[0]:
+        facts |= {"begins with": digest_of_weights(in_whole(training.student.state()))}
     training.student = teach(
-        training.folder / name,
+        training.folders[name],
         training.student,
         training.world,
         training.settings[name],
@@ -318,7 +407,7 @@ def learn(training: Training, name: str, *, progress: bool | None = None) -> Stu
         group=training.group,
         micro=training.switches.micro,
         adam=training.adam,
-        facts=facts_of(training, name),
+        facts=facts,
         say=training.say,
     )
     return training.student
@@ -338,22 +427,22 @@ def train(about: Description, folder: pathlib.Path | str, **options: Any) -> pat
 def export(training: Training, name: str = "pipeline") -> pathlib.Path:
     """Write the averaged generator as an ordinary pipeline, whole or not at all; one process does.
 
-    In float32; adapters are merged into the published weights.
+    In float32; adapters are merged into the published weights. All else is copied as it was published.
     """
     folder, partial = training.folder / name, training.folder / f".partial_{name}"
     if training.group.share[0] != 0:
         return folder
     gen = training.student.gen
-    reference = folders.load(training.reference)
-    same = training.start == training.reference
-    start = reference if same else folders.load_start(training.start, reference)
     network: Any = copy.deepcopy(gen.network)
     if isinstance(network, Adapted):
+        start = folders.load(training.reference, parts=("denoiser",))
+        if training.start != training.reference:
+            start = folders.load_start(training.start, start)
         role = Adapted(SharedBase(start.denoiser, targets=training.switches.targets), rank=network.rank)
         role.load_state_dict(network.state_dict())
         network = lora.merged(role)
-    noise = {**start.noise, "prediction_type": PREDICTION_TYPES[gen.prediction_type]}
-    folders.export_start(partial, replace(reference, noise=noise), folders.rebuilt(gen, network.cpu()))
+    noise = {**training.noise, "prediction_type": PREDICTION_TYPES[gen.prediction_type]}
+    folders.export_start(partial, training.reference, noise, folders.rebuilt(gen, network.cpu()))
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(partial, folder)
     return folder
@@ -363,21 +452,31 @@ def export(training: Training, name: str = "pipeline") -> pathlib.Path:
 def difference(training: Training, folder: pathlib.Path, count: int, *, seed: int) -> tuple[Tensor, float]:
     """Pictures (count, 3, H, W) that an ordinary pipeline draws in one step, and the largest difference to ours.
 
-    The first prompts of the training, the same noise for both.
+    The first prompts of the training, the same noise for both. The pipeline is told the prompts as they were encoded
+    for the training, so that its text encoder is not loaded beside the trainer.
     """
     import diffusers
 
-    world, texts = training.world, list(training.prompts.texts[:count])
-    z = torch.randn(len(texts), *world.z_shape, generator=torch.Generator().manual_seed(seed))
-    z = z.to(next(world.denoiser.parameters()).device)
-    pipe = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True).to(z.device)
+    world, prompts = training.world, training.prompts
+    device = next(world.denoiser.parameters()).device
+    rows = torch.arange(min(count, len(prompts)))
+    z = torch.randn(len(rows), *world.z_shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    cond: Any = prompts.rows(rows)
+    none = {
+        name: None
+        for name in json.loads((folder / "model_index.json").read_text())
+        if name.startswith(("text", "token"))
+    }
+    pipe: Any = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True, **none).to(device)
     pipe.set_progress_bar_config(disable=True)
     how: dict[str, Any] = {"num_inference_steps": 1, "timesteps": [training.about.t_star], "guidance_scale": 1.0}
+    how |= {"prompt_embeds": cond["tokens"].float()}
     if world.denoiser.is_transformer:  # else it looks for the nearest of its own sizes, and rewrites the prompts
-        how |= {"use_resolution_binning": False, "clean_caption": False}
-    theirs = pipe(texts, latents=z, output_type="pt", **how).images.float().cpu()
-    x0 = training.student.gen(z, training.prompts.rows(torch.arange(len(texts))))
-    ours = world.decode(x0).float().cpu()
+        how |= {"use_resolution_binning": False, "clean_caption": False, "prompt_attention_mask": cond["mask"]}
+    if world.denoiser.is_sdxl:
+        how |= {"pooled_prompt_embeds": cond["pooled"].float()}
+    theirs = pipe(latents=z, output_type="pt", **how).images.float().cpu()
+    ours = world.decode(training.student.gen(z, cond)).float().cpu()
     return theirs, (ours - theirs).abs().max().item()
 
 
@@ -442,9 +541,9 @@ def missing(about: Description) -> list[str]:
     if about.profile != "cpu" and not torch.cuda.is_available():
         found.append(f"no GPU that torch can use: the profile {about.profile} is for one")
     look(lambda: read_prompts(about.prompts))
-    absent = [term for term in about.rewards if not pathlib.Path(str(term.get("source"))).expanduser().is_dir()]
+    absent = [term for term in about.rewards if not placed(str(term.get("source"))).is_dir()]
     for term in absent:
-        look(partial(rewards.load, [term]))
+        look(functools.partial(rewards.load, [term]))
     look(lambda: folders.locate(about.reference, fetch=about.fetch and not found))
     if about.start != THE_REFERENCE:
         look(lambda: folders.locate_start(about.start, fetch=about.fetch and not found))

@@ -19,12 +19,14 @@ import copy
 import difflib
 import functools
 import importlib.util
+import itertools
 import json
+import math
 import os
 import pathlib
 import shutil
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any
@@ -46,9 +48,10 @@ from dipp_core.models.prompts import PIXART_TOKENS
 
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2}
-CHOICES = {"roles": ("lora", "full"), "dtype": tuple(BYTES)}
+CHOICES = {"roles": ("lora", "full"), "dtype": tuple(BYTES), "encode": ("before", "during")}
 # what the libraries take, and shares of activations and of the rest for fragments; of a CPU as `make bench-large` found
 OVERHEAD = {"GPU": (0.8 * GIB, 0.10, 0.0), "CPU": (0.6 * GIB, 0.20, 0.20)}
+HOST = 3 * GIB  # main memory of Python and its libraries beside a GPU
 KEPT = 5  # checkpoints at once: two of the first stage; two of the second, and the one being written
 COUNTED = 8  # rows up to which activations are counted; those of larger batches lie on a line
 
@@ -63,6 +66,8 @@ class Switches:
     roles: "lora", adapters on one base, or "full", networks of their own that learn in float32. dtype: of all that is
     frozen. batch: of one process. micro: rows of it computed at a time, 0 is all; it costs a forward pass more.
     checkpoint_*: gradient checkpointing. tiny_vae: the reward's decoder. eight_bit_adam: needs bitsandbytes and a GPU.
+    autocast: what learns in float32 computes in bfloat16. compile: denoisers by torch.compile, whose first step takes
+    minutes. encode: prompts "before" training, kept on the disk, or "during" it, with the text encoder in memory.
     """
 
     roles: str = "lora"
@@ -77,18 +82,22 @@ class Switches:
     tiny_vae: bool = False
     eight_bit_adam: bool = False
     processes: int = 1
+    autocast: bool = False
+    compile: bool = False
+    encode: str = "before"
 
 
 PROFILES = {
     "gpu24": Switches(),
-    "gpu80": Switches(roles="full", batch=8),
-    "multi": Switches(roles="full", batch=8, processes=8),
+    "gpu80": Switches(roles="full", batch=8, autocast=True),
+    "multi": Switches(roles="full", batch=8, autocast=True, processes=8),
     "cpu": Switches(dtype="float32", batch=1),
 }
 # what to try where a run does not fit, the least harmful first
 CURES: tuple[dict[str, Any], ...] = (
     *({name: True} for name in ("checkpoint_denoiser", "checkpoint_vae", "checkpoint_reward")),
     {"micro": 1},
+    {"autocast": True},
     {"eight_bit_adam": True},
     {"dtype": "bfloat16"},
     {"roles": "lora"},
@@ -216,7 +225,7 @@ def cond_shapes(denoiser: Denoiser) -> dict[str, tuple[int, ...]]:
 
 def shapes_of(description: Mapping[str, Any], switches: Switches) -> Shapes:
     """The roles of a run with these switches; description: of the denoiser."""
-    kept = ("roles", "rank", "targets", "dtype", "checkpoint_denoiser")
+    kept = ("roles", "rank", "targets", "dtype", "autocast", "checkpoint_denoiser")
     return _shapes(json.dumps(description), Switches(**{name: getattr(switches, name) for name in kept}))
 
 
@@ -234,7 +243,7 @@ def _shapes(description: str, switches: Switches) -> Shapes:
     else:
         if switches.checkpoint_denoiser:
             lora.recompute_denoiser(denoiser)
-        gen = trainable_copy(denoiser).float()
+        gen = trainable_copy(denoiser).to(torch.bfloat16 if switches.autocast else torch.float32)
     return Shapes(LatentDiffusion(denoiser, "eps"), gen, copy.deepcopy(gen), cond_shapes(denoiser))
 
 
@@ -318,7 +327,10 @@ TOWERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is to be run. own_start: from another model than the reference. prompt_tokens: mean number in a prompt."""
+    """What is to be run. own_start: from another model than the reference. prompt_tokens: mean number in a prompt.
+
+    absent: the published files are still to be fetched.
+    """
 
     reference: str
     rewards: tuple[str, ...] = ("image_reward",)
@@ -328,38 +340,47 @@ class Task:
     prompt_tokens: float = 120.0
     own_start: bool = False
     fetch: bool = False
+    absent: bool = False
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is, in bytes: memory of one device ("GPU" or "CPU"), room on the disk."""
+    """What there is, in bytes: memory of one device ("GPU" or "CPU"), room on the disk, memory of a GPU's host."""
 
     kind: str
     memory: float
     disk: float
+    host: float = math.inf
 
 
-def here(folder: pathlib.Path | str, device: str) -> Machine:
-    """This machine as a run on "cuda" or on "cpu" finds it; what lies in `folder` already is room that it has."""
-    path = pathlib.Path(folder).absolute()
+def here(folders: Iterable[pathlib.Path], device: str) -> Machine:
+    """This machine as a run on "cuda" or on "cpu" finds it; what its folders hold already is room that it has."""
+    paths = {folder.absolute() for folder in folders}
+    path = next(iter(paths))
     disk = shutil.disk_usage(next(one for one in (path, *path.parents) if one.exists())).free
-    for place, _, names in os.walk(path):
+    for place, _, names in itertools.chain(*(os.walk(path) for path in paths)):
         for name in names:
             with contextlib.suppress(OSError):  # a file that is gone meanwhile
                 disk += os.stat(os.path.join(place, name)).st_size
+    host = psutil.virtual_memory().available
     if device == "cuda":
-        return Machine("GPU", torch.cuda.mem_get_info()[0], disk)  # what others on it have left
-    return Machine("CPU", psutil.virtual_memory().available, disk)
+        return Machine("GPU", torch.cuda.mem_get_info()[0], disk, host)  # what others on it have left
+    return Machine("CPU", host, disk)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One line of the table, in bytes. before: in memory before training only, while prompts are encoded."""
+    """One line of the table, in bytes. before: in memory before training only, while prompts are encoded.
+
+    host: of the main memory beside a GPU. published: files of others, which need no room where they are already.
+    """
 
     name: str
     memory: float = 0.0
     disk: float = 0.0
     before: bool = False
+    host: float = 0.0
+    published: bool = False
 
 
 def estimate(task: Task, switches: Switches, kind: str) -> list[Part]:
@@ -375,26 +396,36 @@ def estimate(task: Task, switches: Switches, kind: str) -> list[Part]:
     name, most = _activations(found["vae"], shapes, task, switches)
     encoded = shapes.prompt_values(task.prompt_tokens) * size + 32
     waiting = judges * 4 if kind == "CPU" else 0  # rewards wait in main memory while prompts are encoded
+    stored = switches.encode == "before"
     parts = [
-        Part("reference, frozen", base * size, base * 4),
-        *([Part("start of the generator", base * lora_start, base * 4)] if task.own_start else []),
+        Part("reference, frozen", base * size, base * 4, published=True),
+        *([Part("start of the generator", base * lora_start, base * 4, published=True)] if task.own_start else []),
         Part("generator and assistant", 2 * tuned * 4),
         Part("averaged generator", tuned * 4),
         Part("Adam's state", adam),
         *([Part("gradients in exchange", 2 * tuned * 4)] if switches.processes > 1 else []),
-        Part("VAE", vae * size, vae * 4),
-        Part("rewards", judges * 4, judges * 4),
-        Part(f"{task.prompts:,} prompts, encoded", disk=task.prompts * encoded),
+        Part("VAE", vae * size, vae * 4, published=True),
+        Part("rewards", judges * 4, judges * 4, published=True),
+        Part(f"{task.prompts:,} prompts, encoded", disk=task.prompts * encoded * stored),
     ]
+    loading, exporting = judges * 4 + text * size, (2 + task.own_start) * base * 4
     flat, of_stage, of_rest = OVERHEAD[kind]
     around = flat + of_stage * most + of_rest * sum(part.memory for part in parts)
     return [
         *parts,
         Part(f"activations and gradients ({name})", most),
         Part("libraries, workspaces", around),
-        Part("text encoder, before training", text * size + flat + waiting, text * 4, before=True),
+        Part(
+            "text encoder, before training" if stored else "text encoder",
+            text * size + (flat + waiting) * stored,
+            text * 4,
+            before=stored,
+            published=True,
+        ),
         Part(f"{KEPT} checkpoints", disk=KEPT * (3 * tuned * 4 + adam)),
         Part("exported pipeline, twice", disk=2 * (base + vae + text) * 4),
+        # what passes through it to the GPU, or the networks that the export is made of
+        *([Part("main memory of the host", host=max(loading, exporting) + HOST)] if kind == "GPU" else []),
     ]
 
 
@@ -404,6 +435,8 @@ def _activations(vae: Mapping[str, Any], shapes: Shapes, task: Task, switches: S
     kept, learning = by_batch(functools.partial(learning_pass, shapes), batch)
     comparing = functools.partial(divergence_pass, shapes, star=task.star, guided=task.guided)
     between = kept if batch == switches.batch else 0  # in chunks, what is between the passes is latents alone
+    if switches.autocast and switches.roles == "full":  # gradients in float32, and weights cast for one pass
+        kept, learning = kept + 2 * count(shapes.gen), learning + 4 * count(shapes.gen)
     stages = {
         "learning": learning,
         "divergence": between + by_batch(comparing, batch)[0],
@@ -428,8 +461,10 @@ def needed(parts: Sequence[Part]) -> tuple[float, float]:
 def table(parts: Sequence[Part]) -> list[dict[str, Any]]:
     """The parts in GiB, for a reader, with their sum."""
     memory, disk = needed(parts)
-    rows = [(part.name, part.memory, part.disk) for part in parts] + [("all, at its peak", memory, disk)]
-    return [{"part": name, "memory, GiB": round(m / GIB, 2), "disk, GiB": round(d / GIB, 2)} for name, m, d in rows]
+    rows = [(part.name, part.memory, part.disk, part.host) for part in parts]
+    rows.append(("all, at its peak", memory, disk, sum(part.host for part in parts)))
+    heads = ("memory, GiB", "disk, GiB", "host, GiB")
+    return [{"part": name} | {h: round(v / GIB, 2) for h, v in zip(heads, row, strict=True)} for name, *row in rows]
 
 
 def check(task: Task, switches: Switches, machine: Machine, say: Callable[[str], None] = print) -> list[Part]:
@@ -441,9 +476,16 @@ def check(task: Task, switches: Switches, machine: Machine, say: Callable[[str],
     if memory > machine.memory:
         lacks = f"needs {memory / GIB:.1f} GiB, this {machine.kind} has {machine.memory / GIB:.1f} GiB"
         raise InputError(f"{task.reference}: {lacks}; {cure(task, switches, machine)}")
+    if (host := sum(part.host for part in parts)) > machine.host:
+        lacks = f"needs {host / GIB:.1f} GiB of main memory beside the GPU, {machine.host / GIB:.1f} GiB are free"
+        raise InputError(f"{task.reference}: {lacks}; end what else runs there")
+    if not task.absent:
+        disk -= sum(part.disk for part in parts if part.published)
     if disk > machine.disk:
         lacks = f"needs {disk / GIB:.1f} GiB of disk, {machine.disk / GIB:.1f} GiB are free"
-        raise InputError(f"{task.reference}: {lacks}; free some, or give a folder on another disk")
+        saved = sum(part.disk for part in parts if part.name.endswith("encoded"))
+        encode = f", or set switches.encode = during ({saved / GIB:.1f} GiB less)" if saved else ""
+        raise InputError(f"{task.reference}: {lacks}; free some, give a folder on another disk{encode}")
     return parts
 
 

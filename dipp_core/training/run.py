@@ -17,6 +17,7 @@ for every process apart, and goes on without them where they cannot be read.)
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -121,18 +122,18 @@ def _sharded_like(tensor: Tensor, other: Any) -> Tensor:
     return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
 
 
-def _whole(state: Any) -> Any:
+def in_whole(state: Any) -> Any:
     """A state with whole tensors."""
     if isinstance(state, Tensor):
         return whole(state.detach())
     if isinstance(state, Mapping):
-        return {key: _whole(value) for key, value in state.items()}
-    return type(state)(map(_whole, state)) if type(state) in (list, tuple) else state
+        return {key: in_whole(value) for key, value in state.items()}
+    return type(state)(map(in_whole, state)) if type(state) in (list, tuple) else state
 
 
 def _state(part: Any) -> Any:
     """What a part is at the moment; of what is sharded over processes, all must ask."""
-    return part.get_state() if isinstance(part, torch.Generator) else _whole(part.state_dict())
+    return part.get_state() if isinstance(part, torch.Generator) else in_whole(part.state_dict())
 
 
 def _load(part: Any, state: Any) -> None:
@@ -170,9 +171,18 @@ def _set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(one, device)
 
 
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """JSON with one entry a leaf, {"align.betas": [0, 1], "rewards.0.weight": 2.0}: what changed can be named."""
+    nested = isinstance(value, list) and any(isinstance(one, dict) for one in value)
+    if not isinstance(value, dict) and not nested:
+        return {name: value}
+    inside = enumerate(value) if nested else value.items()
+    return {key: one for part, inner in inside for key, one in _flat(inner, f"{name}.{part}".lstrip(".")).items()}
+
+
 def _identity(parts: Parts, settings: dict) -> dict[str, Any]:
     """What makes a run this run: its settings as JSON, the kinds of its parts, and shapes as "float32 (4,)"."""
-    found = json.loads(json.dumps(settings))
+    found = _flat(json.loads(json.dumps(settings)))
     for name, part in parts.items():
         found[f"{name}.kind"] = next(cls.__name__ for cls in type(part).__mro__ if not cls.__name__.startswith("FSDP"))
         for key, value in part.state_dict().items() if isinstance(part, nn.Module) else ():
@@ -267,7 +277,10 @@ def resume(
 
 
 class Stopped(KeyboardInterrupt):
-    """A run that ended early, and saved, because it was asked to."""
+    """A run that ended early, and saved, because it was asked to; commands end with the code AGAIN then."""
+
+
+AGAIN = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
 
 
 @contextlib.contextmanager
@@ -309,7 +322,8 @@ def run(
 ) -> None:
     """Begin a run, or continue it from its last checkpoint in this folder; returns when all its steps are done.
 
-    records(start): the records of steps start, start + 1, .. , asked for when the state is back in the parts.
+    records(start): the records of steps start, start + 1, .. , asked for when the state is back in the parts. A run
+    that is complete may be asked for more steps.
     parts: all that changes from step to step, by name. settings: what makes this run this run, JSON; a checkpoint of
     other settings is refused. save_steps: a checkpoint so often (0: never), every ten minutes, and at the end.
     after_step: called after every step, say `ema.update`, `decay.step`.
@@ -391,11 +405,11 @@ def run(
         except OSError as error:
             raise failed(error.strerror or str(error), "cure that and run the same again") from error
         finally:
-            if log:
-                with contextlib.suppress(OSError):
-                    log.close()
-                    screen.draw_curves()
-                    watch.write_csv(folder)
+            for last in (log.close, screen.draw_curves, functools.partial(watch.write_csv, folder)) if log else ():
+                with contextlib.suppress(
+                    OSError
+                ):  # a full disk: the checkpoint and the curves' own file are what counts
+                    last()
 
 
 def each(work: Callable[[Job], Result], jobs: Iterable[Job]) -> list[Result]:

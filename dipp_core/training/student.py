@@ -283,6 +283,11 @@ def teach(
     ref: Any = in_chunks(world.denoiser, micro)
 
     def records(start: int) -> Iterable[StepRecord]:
+        for schedule in (part for name, part in parts.items() if name.endswith("_rate")):
+            for rates, highest in zip(schedule.optimizer.param_groups, schedule.base_lrs, strict=True):
+                rates["lr"] = highest * pace.rate(
+                    start
+                )  # as the checkpoint has it, unless more steps are asked for now
         steps = align(
             gen=gen,
             ta=ta,
@@ -310,7 +315,7 @@ def teach(
         folder,
         records,
         parts,
-        {"pace": asdict(pace), "seed": seed, "settings": described(settings)} | (facts or {}),
+        {"pace": asdict(pace) | {"steps": "any"}, "seed": seed, "settings": described(settings)} | (facts or {}),
         steps=pace.steps,
         save_steps=save_steps,
         after_step=[*(part.step for name, part in parts.items() if name.endswith("_rate")), ema.update],

@@ -190,7 +190,7 @@ def test_where_a_machine_draws_nothing_the_line_says_all_that_is_missing(tmp_pat
     options = {"batch": 4, "load": lambda *_, **__: Painter()}
     gone = dataclasses.replace(weights, source="no/model")
     line = draw.draw(tmp_path / "a", gone, PROMPTS, (0,), forbidden="no GPU", **options)
-    assert line.startswith("no GPU; no/model is not here; `huggingface-cli download no/model")
+    assert line.startswith("no GPU; no/model is not here; `.venv/bin/hf download no/model")
     assert draw.draw(tmp_path / "a", weights, PROMPTS, (0,), forbidden="no GPU", **options) == "no GPU"
     assert not (tmp_path / "a").exists()
     assert draw.draw(tmp_path / "a", weights, PROMPTS, (0,), **options) == ""
@@ -239,7 +239,7 @@ def test_denoiser_and_scheduler_can_be_replaced(tmp_path, models):
     for file, says in (
         (str(path), "is no whole weight file"),
         ("gone.safetensors", r"gone.safetensors, the weights of a denoiser for .* is not here; give its place"),
-        ("an/id/unet.bin", "not here; `huggingface-cli download an/id unet.bin --local-dir models/id` fetches it"),
+        ("an/id/unet.bin", "not here; `.venv/bin/hf download an/id unet.bin --local-dir models/id` fetches it"),
     ):
         with pytest.raises(InputError, match=says):
             draw.load(dataclasses.replace(sampler, denoiser=file))
@@ -293,7 +293,7 @@ def test_a_model_that_is_not_here_is_one_line_with_the_command():
     with pytest.raises(InputError) as caught:
         draw.locate(Sampler(source=source, steps=1, guidance=0.0, variant="fp16"))
     line = str(caught.value)
-    assert line.startswith("stabilityai/sd-turbo is not here; `huggingface-cli download stabilityai/sd-turbo --rev")
+    assert line.startswith("stabilityai/sd-turbo is not here; `.venv/bin/hf download stabilityai/sd-turbo --rev")
     assert "--local-dir models/sd-turbo` fetches it" in line
     assert '"unet/*.fp16.safetensors"' in line  # and not the other precision beside it
     assert '"unet/*"' not in line

@@ -173,7 +173,7 @@ def test_all_judges_score_and_those_without_files_are_not_run(folder, judges, tm
     not_run = score.score_all(folder, judges | {"pickscore": tmp_path / "gone"}, PROMPTS, SEEDS, **options)
     assert list(not_run) == ["pickscore"]
     assert "gone: no such file or folder" in not_run["pickscore"]
-    assert "huggingface-cli download yuvalkirstain/PickScore_v1" in not_run["pickscore"]
+    assert ".venv/bin/hf download yuvalkirstain/PickScore_v1" in not_run["pickscore"]
     assert list(score.score_all(folder, {}, PROMPTS, SEEDS, **options)) == list(score.MEASURES)
     measures = [name for name in score.MEASURES if name != "pickscore"]
     scores = {name: score.scores_of(folder, name, PROMPTS, SEEDS) for name in measures}

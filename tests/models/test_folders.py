@@ -270,7 +270,7 @@ FLAWS = {
         r"publishes dmd2_sdxl_1step_unet_fp16\.bin, a pickle, .* weights_only=True",
     ),
     "no commit": (lambda root, places: "XDG-XHS/distar_long_1step", "give XDG-XHS/distar_long_1step@COMMIT"),
-    "not fetched": (lambda root, places: "stabilityai/sd-turbo", "huggingface-cli download stabilityai/sd-turbo"),
+    "not fetched": (lambda root, places: "stabilityai/sd-turbo", ".venv/bin/hf download stabilityai/sd-turbo"),
     "other weights": (misfit, "does not fit the UNet2DConditionModel"),
     "a folder of nothing": (lambda root, places: root, r"config\.json is missing"),
     "another class": (lambda root, places: places / "dit", "its class is PixArtTransformer2DModel"),
@@ -302,7 +302,7 @@ def test_a_hub_id_is_answered_with_its_size_and_the_command_that_fetches_it():
     with pytest.raises(InputError) as error:
         folders.load("PixArt-alpha/PixArt-XL-2-512x512")
     revision = folders.PUBLIC["PixArt-alpha/PixArt-XL-2-512x512"].revision
-    command = f"huggingface-cli download PixArt-alpha/PixArt-XL-2-512x512 --revision {revision} --include"
+    command = f".venv/bin/hf download PixArt-alpha/PixArt-XL-2-512x512 --revision {revision} --include"
     assert command in str(error.value)
     assert "--local-dir models/PixArt-XL-2-512x512" in str(error.value)
     assert "about 22 GB" in str(error.value)

@@ -7,7 +7,6 @@ import pickle
 import shutil
 import warnings
 
-import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -27,7 +26,7 @@ def no_network(monkeypatch):
     def refuse(*arguments, **options):
         raise AssertionError("something was fetched")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(public, "from_hub", refuse)
 
 
 def error(name, source) -> str:
@@ -157,11 +156,11 @@ def test_one_file_may_be_given_for_a_reward_of_one_file_alone(folders):
 def test_a_hub_id_is_fetched_at_its_pinned_commit(name, folders, monkeypatch):
     asked = []
 
-    def download(repo, file, *, revision):
-        asked.append((file, repo, revision))
-        return str(folders[name] / file)
+    def download(repo, revision, files):
+        asked.append((*files, repo, revision))
+        return folders[name]
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(public, "from_hub", download)
     own = FILES[name][0].repo
     assert tiny.load(name, own).about.source == own
     assert asked == [(file.name, file.repo, file.revision) for file in FILES[name]]
@@ -175,7 +174,7 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
     def fail(*arguments, **options):
         raise OSError("no route\nto host")
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    monkeypatch.setattr(public, "from_hub", fail)
     assert "cannot be fetched from xswu/HPSv2@" in error("hpsv2", "xswu/HPSv2")
 
 

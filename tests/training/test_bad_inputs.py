@@ -4,13 +4,18 @@ The table names the flaw, what makes it, and what the line must say. All run the
 """
 
 import json
+import os
+import resource
 import shutil
+import signal
+import time
 
 import pytest
 import torch
 
 from dipp_core import train
-from dipp_core.files import only_one
+from dipp_core.book import config, pipeline
+from dipp_core.files import InputError, only_one
 from dipp_core.models import miniature
 from dipp_core.training import full, memory
 from dipp_core.worlds import shapes
@@ -31,6 +36,7 @@ REWARDS = {
     "integers": lambda images, texts: images.mean((1, 2, 3)).long(),
     "imaginary": lambda images, texts: images.mean((1, 2, 3)) * 1j,
     "raising": lambda images, texts: {}["score"],
+    "a_class": type("Taste", (), {"__init__": lambda self, images, texts: None}),
 }
 
 
@@ -106,6 +112,7 @@ def checkpoints_cut(models, run):
 
 WEIGHTS = "unet/unet/diffusion_pytorch_model.safetensors"
 INDEX, NOISE = "model_index.json", "scheduler/scheduler_config.json"
+UNET, VAE = "unet/config.json", "vae/config.json"
 # flaw: changes of the command; what the line says; what is done to the folders before
 CASES = {
     "unknown key": ("colour=1", "colour"),
@@ -120,7 +127,25 @@ CASES = {
     "switch of another kind": ("switches={batch: many}", "batch"),
     "rank of zero": ("switches={rank: 0}", "at least 1"),
     "negative micro": ("switches={micro: -1}", "at least 0"),
+    "batch of zero": ("switches={batch: 0}", "at least 1"),
+    "negative batch": ("switches={batch: -1}", "at least 1"),
+    "negative rank": ("switches={rank: -3}", "at least 1"),
     "no targets": ("switches={targets: []}", "list of names"),
+    "unknown way to encode": ("switches={encode: never}", "before or during"),
+    "no such distillation": ("", "is not there", None, "--distilled", "nowhere"),
+    "inpainting UNet": ("", "in_channels is 9", edited(UNET, {"in_channels": 9})),
+    "negative channels": ("", "in_channels is -4", edited(UNET, {"in_channels": -4})),
+    "channels that are no list": ("", "describes no network", edited(UNET, {"block_out_channels": 32})),
+    "decoder's channels that are no list": ("", "block_out_channels", edited(VAE, {"block_out_channels": 32})),
+    "no size": ("", "sample_size is None", edited(UNET, {"sample_size": None})),
+    "size of zero": ("", "sample_size is 0", edited(UNET, {"sample_size": 0})),
+    "latents of 8 channels": ("", "channels of the VAE's latents", edited(VAE, {"latent_channels": 8})),
+    "no scaling factor": ("", "scaling_factor is None", edited(VAE, {"scaling_factor": None})),
+    "noise of no steps": ("", "over 0 steps", edited(NOISE, {"num_train_timesteps": 0})),
+    "noise of ten steps": ("", "has 10 steps", edited(NOISE, {"num_train_timesteps": 10})),
+    "noise that is no number": ("", "does not rise", edited(NOISE, {"beta_end": float("nan")})),
+    "noise that is too large": ("", "does not rise", edited(NOISE, {"beta_end": 30.0})),
+    "unknown noise": ("", "scheduler's settings", edited(NOISE, {"beta_schedule": "cubic"})),
     "assistant that does not learn": ("align.ta_steps=0", "ta_steps"),
     "unknown method": ("align.method=ppo", "method"),
     "nothing inside": ("seed.x=1", "nothing inside seed"),
@@ -129,7 +154,7 @@ CASES = {
     "prompts that are no text": ("prompts={models}/bytes.txt", "no text in UTF-8", added("bytes.txt", b"\xff\xfe\xfa")),
     "no such reference": ("reference=nowhere", "no such folder"),
     "hub id without a commit": ("reference=some/model", "OWNER/NAME@COMMIT"),
-    "known hub id, not fetched": ("reference=PixArt-alpha/PixArt-XL-2-512x512", "huggingface-cli download"),
+    "known hub id, not fetched": ("reference=PixArt-alpha/PixArt-XL-2-512x512", ".venv/bin/hf download"),
     "folder without an index": ("", "model_index.json is missing", edited(INDEX, None)),
     "index that is no JSON": ("", "cannot be read", edited(INDEX, b"{")),
     "unknown pipeline": ("", "Karlo, which is not known", edited(INDEX, {"_class_name": "Karlo"})),
@@ -154,6 +179,9 @@ CASES = {
 # those that are asked in a folder of their own: before a run goes on, its reward is what it was
 AT_THE_START = {
     "unknown target": ("switches={targets: [foo]}", "no layer"),
+    "target that takes no adapter": ("switches={targets: [norm1]}", "takes no adapter"),
+    "function of the system": ("rewards=[{reward: 'os:system'}]", "fails (TypeError"),
+    "reward that is a class": ("rewards=[{reward: 'builtins:a_class'}]", "not a Taste"),
     "reward of two values": ("rewards=[{reward: 'builtins:two'}]", "one value a picture"),
     "reward without gradient": ("rewards=[{reward: 'builtins:stuck'}]", "no gradient"),
     "reward that is not finite": ("rewards=[{reward: 'builtins:nan'}]", "not finite"),
@@ -196,7 +224,8 @@ def told(capsys, code):
 
 @pytest.mark.parametrize("flaw", CASES | AT_THE_START)
 def test_a_flaw_is_one_line_and_nothing_is_lost(models, run, tmp_path, capsys, flaw):
-    change, says, *damage = (CASES | AT_THE_START)[flaw]
+    change, says, *more = (CASES | AT_THE_START)[flaw]
+    damage, options = [one for one in more if callable(one)], [one for one in more if isinstance(one, str)]
     if damage and damage[0] is not checkpoints_cut:  # to the training these models are others, since they lie elsewhere
         models = shutil.copytree(models, tmp_path / "models")
     for harm in damage:
@@ -204,8 +233,51 @@ def test_a_flaw_is_one_line_and_nothing_is_lost(models, run, tmp_path, capsys, f
     before = content(run)
     folder = tmp_path / "new" if flaw in AT_THE_START else run
     changes = [change.replace("{models}", str(models))] if change else []
-    assert says in told(capsys, train.main(arguments(models, folder, *changes)))
+    assert says in told(capsys, train.main([*arguments(models, folder, *changes), *options]))
     assert content(run) == before
+
+
+@pytest.mark.parametrize("place", ["a_file", "/proc/nowhere"])
+def test_reports_that_cannot_be_written_are_one_line(tmp_path, capsys, place):
+    (tmp_path / "a_file").touch()
+    code = pipeline.main(["run", "00_start_here", "--reports", str(tmp_path / place)])
+    assert "no folder that can be written" in told(capsys, code)
+
+
+def test_overrides_that_are_none_are_one_line():
+    with pytest.raises(InputError, match="overrides is 'x'"):
+        config.section("30_sd15", "x")
+
+
+def test_marks_of_a_merge_in_the_lock_are_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "root", lambda: tmp_path)
+    (tmp_path / "dvc.lock").write_text("<<<<<<< HEAD\nschema: '2.0'\n=======\n>>>>>>> other\n")
+    assert "marks of a merge" in told(capsys, pipeline.main(["repro"]))
+
+
+def test_a_run_that_was_asked_to_stop_has_a_code_of_its_own(models, tmp_path, capsys, monkeypatch):
+    asked_once = []
+
+    def asked(images, texts):
+        if not asked_once:
+            asked_once.append(os.kill(os.getpid(), signal.SIGTERM))
+        return images.mean((1, 2, 3))
+
+    monkeypatch.setattr("builtins.brightness", asked)
+    monkeypatch.setattr(full, "check_rewards", lambda *_: None)
+    assert train.main(arguments(models, tmp_path / "run", "distil.steps=0")) == 75
+    assert "stopped after step 1 of 2 and saved" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("batch", [256, 10**8])
+def test_a_batch_that_cannot_fit_is_told_without_being_made(models, tmp_path, capsys, monkeypatch, batch):
+    """In seconds of this process, and in no memory to speak of."""
+    monkeypatch.setattr(memory, "here", lambda folders, device: memory.Machine("CPU", 0.6 * 2**30, 2.0**40))
+    begun, peak = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    line = told(capsys, train.main(arguments(models, tmp_path / "run", f"switches={{rank: 2, batch: {batch}}}")))
+    assert "micro = 1" in line or "no switch" in line
+    assert time.process_time() - begun < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 2**20
 
 
 def test_a_full_gpu_is_one_line(models, run, capsys, monkeypatch):

@@ -7,7 +7,7 @@ import diffusers
 import pytest
 import tiny_sdxl
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dipp_core import train
 from dipp_core.book import config
@@ -21,6 +21,7 @@ from dipp_core.worlds import shapes
 
 SMOKE = config.section("30_sd15", {"scale": "smoke"})
 QUICK = {"gen_lr": 1e-3, "ta_lr": 1e-3, "steps": 2, "ema": 0.5}
+SMALL, NOISE = {"rank": 2, "batch": 2}, "scheduler/scheduler_config.json"
 STAGE, ALIGN = SMOKE.distil.model_dump() | QUICK, SMOKE.align.model_dump() | QUICK
 
 
@@ -145,13 +146,16 @@ def test_a_start_of_its_own_is_the_generator_s_first_guess(place, tmp_path):
     assert training.reward is None
 
 
-def test_prompts_are_encoded_once_for_all_runs_that_share_a_cache(place, tmp_path, monkeypatch):
-    one = full.begin(described(place), tmp_path / "one", cache=tmp_path / "cache", say=quiet)
+def test_prompts_are_encoded_once_for_all_runs_that_share_a_distillation(place, tmp_path, monkeypatch):
+    one = full.begin(described(place), tmp_path / "one", say=quiet)
     assert isinstance(one.prompts, StoredPrompts)
+    live = full.begin(described(place, switches=SMALL | {"encode": "during"}), tmp_path / "live", say=quiet)
+    assert not (tmp_path / "live" / "encoded_prompts").exists()
     monkeypatch.setattr(folders, "read_text", None)  # no encoder is loaded any more
-    other = full.begin(described(place), tmp_path / "two", cache=tmp_path / "cache", say=quiet)
-    drawn = [training.prompts.draw((5,), torch.Generator().manual_seed(0)) for training in (one, other)]
+    other = full.begin(described(place), tmp_path / "two", distilled=tmp_path / "one", say=quiet)
+    drawn = [each.prompts.draw((5,), torch.Generator().manual_seed(0), drop=0.4) for each in (one, other, live)]
     assert torch.equal(drawn[0]["tokens"], drawn[1]["tokens"])
+    torch.testing.assert_close(drawn[0], drawn[2])
 
 
 def test_a_published_convention_goes_all_the_way_to_the_exported_pipeline(place, tmp_path):
@@ -198,8 +202,120 @@ def test_both_stages_are_learned_and_exported(place, tmp_path):
     for name in full.STAGES:
         full.learn(training, name)
     training = full.begin(described(place, distil=STAGE | {"method": "sim"}), tmp_path, say=quiet)
-    with pytest.raises(InputError, match="distil"):  # what came before tells runs apart
+    with pytest.raises(InputError, match="begins with"):  # what came before tells runs apart
         full.learn(training, "align")
+
+
+def scaled(path, factor):
+    save_file({name: factor * value for name, value in load_file(path).items()}, path)
+
+
+DENOISER, VAE = "unet/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"
+# what is done to the folder of the reference, or to the description; what the line names
+CHANGES = {
+    "denoiser": (lambda models: scaled(models / DENOISER, 1.5), {}, "reference.denoiser"),
+    "decoder": (lambda models: scaled(models / VAE, 1.5), {}, "reference.vae"),
+    "noise": (
+        lambda models: (models / NOISE).write_text(
+            (models / NOISE).read_text().replace('"beta_end": 0.0', '"beta_end": 0.1')
+        ),
+        {},
+        "reference.noise.beta_end",
+    ),
+    "code": (None, {}, r"code.method/staged.py = \w+ there, \w+ here"),
+    "rate": (None, {"distil": STAGE | {"gen_lr": 2e-3}}, "pace.gen_lr = 0.001 there, 0.002 here"),
+    "rank": (None, {"switches": {"rank": 3, "batch": 2}}, "switches.rank = 2 there, 3 here"),
+}
+
+
+@pytest.fixture(scope="module")
+def distilled(place, tmp_path_factory):
+    """A training that has distilled, and where its models are."""
+    root = tmp_path_factory.mktemp("distilled")
+    full.learn(full.begin(described(place, align=ALIGN | {"steps": 0}), root / "run", say=quiet), "distil")
+    return root / "run"
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_resume_is_of_the_same_run_and_a_change_is_named(place, distilled, tmp_path, monkeypatch, change):
+    harm, changes, says = CHANGES[change]
+    shutil.copytree(place, tmp_path / "models")
+    run = shutil.copytree(distilled, tmp_path / "run")
+    if harm:
+        harm(tmp_path / "models" / "unet")
+    if change == "code":
+        told = full.code_of(*full.STEP) | {"method/staged.py": "0123"}
+        monkeypatch.setattr(full, "code_of", lambda *_: told)
+    training = full.begin(described(tmp_path / "models", **changes), run, say=quiet)
+    with pytest.raises(InputError, match=says) as caught:
+        full.learn(training, "distil")
+    assert "{" not in str(caught.value)
+
+
+def test_one_distillation_serves_many_alignments_and_more_steps_continue(place, distilled, tmp_path, monkeypatch):
+    """The models may lie elsewhere, the reward may be another; the second alignment leaves the first folder alone."""
+    monkeypatch.setattr("builtins.contrast", lambda images, texts: images.std((1, 2, 3)), raising=False)
+    run = shutil.copytree(distilled, tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*.pt")}
+    moved = shutil.copytree(place, tmp_path / "models")
+    students = {}
+    for name, changes in {
+        "run": {},
+        "contrast": {"rewards": [{"reward": "builtins:contrast"}]},
+        "longer": {"align": ALIGN | {"steps": 4}},
+    }.items():
+        said = []
+        training = full.begin(described(moved, **changes), tmp_path / name, distilled=run, say=said.append)
+        for stage in full.STAGES:
+            full.learn(training, stage)
+        assert any("distil: complete at step 2" in line for line in said)
+        students[name] = training.student.state()
+    assert {path: path.read_bytes() for path in run.glob("distil/*.pt")} == before
+    assert not (tmp_path / "contrast" / "distil").exists()
+    said.clear()
+    training = full.begin(described(moved, align=ALIGN | {"steps": 4}), run, say=said.append)
+    for stage in full.STAGES:
+        full.learn(training, stage)
+    assert any("align: continued at step 2 of 4" in line for line in said)
+    rates = [json.loads(line) for line in (run / "align/curves.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rates if "grad_norm" in row] == [1, 2, 3, 4]
+    assert not all(torch.equal(value, students["run"][key]) for key, value in training.student.state().items())
+
+
+def test_prompts_are_lines_and_nothing_else(tmp_path):
+    """A mark of byte order is none of them; other ends of lines that Unicode knows are parts of a prompt."""
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffa red\u2028fox\r\n\na boat\x0cat sea\x85\n".encode())
+    assert full.read_prompts(str(path)) == ["a red\u2028fox", "a boat\x0cat sea"]
+
+
+def test_models_and_prompts_are_found_from_any_folder(place, tmp_path, monkeypatch):
+    """As params.yaml names them, and where the command that fetches a hub id puts it."""
+    monkeypatch.setenv("DIPP_ROOT", str(tmp_path))
+    shutil.copytree(place / "unet", tmp_path / "models" / "stable-diffusion-v1-5")
+    shutil.copyfile(place / "prompts.txt", tmp_path / "models" / "prompts.txt")
+    monkeypatch.chdir("/")
+    reference = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    monkeypatch.setattr(memory, "estimate", lambda *_: [])  # which would count the published one
+    run = described(place, reference=reference, prompts="models/prompts.txt")
+    training = full.begin(run, tmp_path / "run", say=quiet)
+    assert training.reference == tmp_path / "models" / "stable-diffusion-v1-5"
+    assert list(training.prompts.texts) == ["a red circle", "a blue cross"]
+
+
+def test_full_roles_in_autocast_are_close_to_float32_and_compile_is_asked(place, tmp_path, monkeypatch):
+    """On a CPU, in bfloat16: weights stay in float32, and the numbers of the first step agree to 10%."""
+    compiled, told = [], []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: compiled.append(type(network).__name__))
+    for autocast in (False, True):
+        switches = {"roles": "full", "batch": 8, "autocast": autocast, "compile": autocast}
+        training = full.begin(described(place, switches=switches), tmp_path, say=quiet)
+        record = steps(training)[0]
+        told.append([record.ta_loss.item(), record.x0_grad_norms["reward"].item()])
+        assert {weight.dtype for weight in training.student.gen.parameters()} == {torch.float32}
+    assert compiled == 3 * ["UNet2DConditionModel"]  # of the reference and both roles that learn
+    assert told[0] != told[1]
+    assert told[1] == pytest.approx(told[0], rel=0.1)
 
 
 def test_a_training_that_was_stopped_ends_as_one_that_was_not(place, tmp_path):
@@ -225,10 +341,10 @@ def test_a_stage_of_no_steps_is_left_out(place, tmp_path):
 
 
 def test_what_a_run_owns_already_is_room_on_the_disk(tmp_path):
-    before = memory.here(tmp_path / "run", "cpu").disk
+    before = memory.here([tmp_path / "run"], "cpu").disk
     (tmp_path / "run").mkdir()
     (tmp_path / "run/checkpoint").write_bytes(bytes(2**24))
-    assert memory.here(tmp_path / "run", "cpu").disk == pytest.approx(before, abs=2**23)
+    assert memory.here([tmp_path / "run"], "cpu").disk == pytest.approx(before, abs=2**23)
 
 
 def test_a_value_inside_a_stage_is_set_by_its_path():
@@ -253,7 +369,7 @@ def rehearsed(request, tmp_path_factory):
 def test_what_is_missing_is_a_line_each_with_its_cure():
     lines = full.missing(config.section("30_sd15", {"scale": "full"}))
     assert all("\n" not in line for line in lines)
-    for says in ("models/prompts.txt", "huggingface-cli download zai-org/ImageReward", "4.3 GB"):
+    for says in ("models/prompts.txt", ".venv/bin/hf download zai-org/ImageReward", "4.3 GB"):
         assert any(says in line for line in lines)
     assert any("no GPU" in line for line in lines) == (not torch.cuda.is_available())
 

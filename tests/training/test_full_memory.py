@@ -144,7 +144,7 @@ def test_one_line_names_the_switch_that_makes_it_fit(places):
 
 
 def test_this_machine_has_memory_and_a_disk(tmp_path):
-    found = memory.here(tmp_path / "not" / "yet", "cpu")
+    found = memory.here([tmp_path / "not" / "yet"], "cpu")
     assert found.memory > GIB / 2
     assert found.disk > 0
 
