@@ -16,7 +16,8 @@ import pandas as pd
 from dipp_core.files import InputError, first_line, from_hub, root, write_whole
 
 NAME, COMMIT = "Gustavosta/Stable-Diffusion-Prompts", "d816d4a05cb89bde39dd99284c459801e1e7e69a"
-FILE, COLUMN = "data/train.parquet", "Prompt"
+FOLDER, COLUMN = "data", "Prompt"
+FILE = f"{FOLDER}/train.parquet"
 
 
 def fetch(out: pathlib.Path, most: int = 0) -> int:
