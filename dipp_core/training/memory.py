@@ -97,7 +97,6 @@ PROFILES = {
 CURES: tuple[dict[str, Any], ...] = (
     *({name: True} for name in ("checkpoint_denoiser", "checkpoint_vae", "checkpoint_reward")),
     {"micro": 1},
-    {"autocast": True},
     {"eight_bit_adam": True},
     {"dtype": "bfloat16"},
     {"roles": "lora"},
