@@ -111,7 +111,7 @@ def preference_pairs(
     attributes: Tensor,
     *,
     wrong_share: float = 0.3,
-    sharpness: float = 6.0,
+    sharpness: float = 15.0,
     through: Callable[[Tensor], Tensor] = lambda images: images,
     generator: torch.Generator,
 ) -> Pairs:
