@@ -4,7 +4,7 @@
     path = locate_start("stabilityai/sd-turbo", fetch=True)              # a one-step model that a generator starts from
     start = load_start(path, world)
     gen = asked_as_published(start.generator(999), "stabilityai/sd-turbo", path, print)
-    export_start(folder, world, gen)
+    export_start(folder, path, world.noise, gen)                         # beside the other parts of the folder `path`
 
 Weights are safetensors only; classes come from the list below and never from the folder; only `locate` fetches, where
 it is told to. Every flaw is one line that says what is wrong and what to do.

@@ -166,7 +166,7 @@ def test_the_published_rules_of_scaled_noise_are_one(places, kind, model, rng, p
 
 
 @pytest.mark.parametrize("noise", [AS_IT_IS, TIMES_SIGMA])
-def test_exported_it_is_an_ordinary_pipeline_and_may_start_again(kind, model, tmp_path, noise, rng, pipeline):
+def test_exported_it_is_an_ordinary_pipeline_and_may_start_again(kind, model, places, tmp_path, noise, rng, pipeline):
     gen = folders.converted(model.generator(625), noise)
     z, cond, _ = inputs(model, rng)
     with torch.no_grad():
@@ -174,7 +174,7 @@ def test_exported_it_is_an_ordinary_pipeline_and_may_start_again(kind, model, tm
             parameter += 0.02 * torch.randn(parameter.shape, generator=rng(1))
         ours = gen(z, cond)
         assert (ours - folders.converted(model.generator(625), noise)(z, cond)).abs().max() > 0.01
-        folder = folders.export_start(tmp_path / "out", model, gen)
+        folder = folders.export_start(tmp_path / "out", places / kind, model.noise, gen)
         assert not any(model.source in path.read_text() for path in folder.rglob("*.json"))  # bytes depend on no place
         theirs = pipeline(folder)
         for scale in (0.0, 1.0):
