@@ -120,11 +120,14 @@ def test_a_run_is_loaded_learns_and_is_exported(place, tmp_path, kind, method, c
 
 @pytest.mark.parametrize("method", ["dipp", "distar_in"])
 @pytest.mark.parametrize("kind", miniature.KINDS)
-def test_a_step_in_bfloat16_is_close_to_one_in_float32(place, tmp_path, kind, method):
-    """The same draws: the assistant's loss agrees to 0.1%, the reward's gradient to 2%, the rest to 30%, all is finite.
+def test_a_step_in_bfloat16_is_close_to_one_in_float32(place, tmp_path, kind, method, request):
+    """The same draws: the assistant's loss agrees to 0.1%, the reward's gradient to 2%, the rest to 20%, all is finite.
 
     In the first step assistant and reference are one network, so that the divergence is a small difference of scores.
     """
+    if (kind, method) == ("dit", "distar_in"):
+        reason = "with patches of two its divergence differs by 21%: not met"
+        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     told = []
     for dtype in ("float32", "bfloat16"):
         switches = {"rank": 2, "batch": 8, "dtype": dtype}
@@ -134,7 +137,7 @@ def test_a_step_in_bfloat16_is_close_to_one_in_float32(place, tmp_path, kind, me
         numbers = {"grad_norm": record.grad_norm, "ta_loss": record.ta_loss, **record.x0_grad_norms}
         told.append({name: value.item() for name, value in numbers.items()})
         assert all(parameter.isfinite().all() for parameter in training.student.gen.parameters())
-    for name, close in (("ta_loss", 1e-3), ("reward", 0.02), ("divergence", 0.3), ("grad_norm", 0.3)):
+    for name, close in (("ta_loss", 1e-3), ("reward", 0.02), ("divergence", 0.2), ("grad_norm", 0.2)):
         assert told[1][name] == pytest.approx(told[0][name], rel=close), name
 
 

@@ -18,6 +18,12 @@ from dipp_core.worlds import shapes
 SD15, PIXART, SDXL = folders.PUBLIC
 
 
+COUNTED_HIGH = pytest.mark.xfail(
+    strict=True,
+    reason="a divergence's pass of a transformer of 16 tokens is counted 14 to 17% too high, not 10% at most",
+)
+
+
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
     root, words = tmp_path_factory.mktemp("models"), shapes.vocabulary()
@@ -25,7 +31,7 @@ def places(tmp_path_factory):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
-@pytest.mark.parametrize("kind", miniature.KINDS)
+@pytest.mark.parametrize("kind", ["unet", pytest.param("dit", marks=COUNTED_HIGH)])
 def test_counting_on_shapes_is_counting_on_real_tensors(places, kind, checkpointing):
     """The same passes with numbers in them, on a CPU, whose own fused attention is counted there."""
     found = folders.describe(places[kind])
@@ -54,8 +60,7 @@ def test_counting_on_shapes_is_counting_on_real_tensors(places, kind, checkpoint
     with memory.LiveBytes() as live, frozen(list(role.parameters())):
         xt = z.clone().requires_grad_()
         torch.autograd.grad(role(xt, t, cond).sum() + world.denoiser(xt, t, cond).sum(), xt)
-    # the prompt's keys and values, which are counted a little too high, are much of a transformer of only 16 tokens
-    assert (live.most,) == pytest.approx(memory.divergence_pass(found_shapes, batch, star=True, guided=False), rel=0.2)
+    assert (live.most,) == pytest.approx(memory.divergence_pass(found_shapes, batch, star=True, guided=False), rel=0.1)
     with memory.LiveBytes() as live:
         images = world.decode(z.clone().requires_grad_())
         kept = live.now
